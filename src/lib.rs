@@ -1,0 +1,9 @@
+//! A spend-control platform: keys, budgets that stop, prepaid credits and plans in front of
+//! anything that costs money per call. `ARCHITECTURE.md` is the map.
+
+pub mod clock;
+pub mod id;
+pub mod money;
+pub mod store;
+pub mod telemetry;
+pub mod window;

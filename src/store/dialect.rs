@@ -1,0 +1,165 @@
+//! Everything in which the two databases differ, each with its reason. The rest is one text.
+
+use std::{str::FromStr, time::Duration};
+
+use sqlx::{
+    Connection as _,
+    pool::PoolOptions,
+    postgres::PgConnectOptions,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+};
+
+use super::{PATIENCE, Pools, StoreError, statements};
+
+/// Which database this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    Sqlite,
+    Postgres,
+}
+
+/// Fills in a statement's tokens:
+/// - `{rows}`: the elements of the JSON array in `$1`, as `rows.value`. Each database has its own
+///   function for that.
+/// - `{for_update}`: PostgreSQL locks the rows it read; SQLite's transaction already has the one
+///   write lock, and no such clause.
+/// - `{now_ms}`: the database's own clock.
+pub(super) fn render(text: &str, backend: Backend) -> String {
+    let tokens = match backend {
+        Backend::Sqlite => [
+            ("{rows}", "json_each($1) AS rows"),
+            ("{for_update}", ""),
+            ("{now_ms}", "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS BIGINT)"),
+        ],
+        Backend::Postgres => [
+            ("{rows}", "jsonb_array_elements(CAST($1 AS jsonb)) AS rows(value)"),
+            ("{for_update}", "FOR UPDATE"),
+            ("{now_ms}", "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"),
+        ],
+    };
+    tokens.iter().fold(text.to_owned(), |text, (token, meaning)| text.replace(token, meaning))
+}
+
+statements! {
+    pub(super) NOW = "SELECT {now_ms}";
+}
+
+/// How a transaction starts. A plain `BEGIN` on SQLite that comes to write later fails with
+/// "database is locked" whatever the busy time-out, so writers take the lock at once. On PostgreSQL
+/// a reader sees one snapshot, a writer (READ COMMITTED) what was committed before each statement,
+/// which the ledger relies on: it reads the books after it has locked the account.
+pub(super) fn begin(backend: Backend, writes: bool) -> &'static str {
+    match (backend, writes) {
+        (Backend::Sqlite, true) => "BEGIN IMMEDIATE",
+        (Backend::Sqlite, false) => "BEGIN",
+        (Backend::Postgres, true) => "BEGIN ISOLATION LEVEL READ COMMITTED",
+        (Backend::Postgres, false) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+    }
+}
+
+/// The pools for `url`, without connecting yet.
+pub(super) fn open(url: &str) -> Result<Pools, String> {
+    match url.split_once(':').map(|(scheme, _)| scheme) {
+        Some("sqlite") => open_sqlite(url),
+        Some("postgres" | "postgresql") => open_postgres(url),
+        _ => Err("must begin with sqlite: or postgres://".to_owned()),
+    }
+}
+
+fn open_sqlite(url: &str) -> Result<Pools, String> {
+    let options = SqliteConnectOptions::from_str(url)
+        .map_err(|problem| problem.to_string())?
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        // What was answered must survive a power cut, not only a crash of ours.
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(Duration::from_millis(2_000))
+        .foreign_keys(true)
+        .pragma("cache_size", "-65536")
+        .optimize_on_close(true, None);
+    if options.get_filename().as_os_str().to_string_lossy().contains(":memory:") {
+        return Err("an in-memory database would lose the books; name a file".to_owned());
+    }
+    let pool = |connections| {
+        PoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(PATIENCE)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .test_before_acquire(false)
+            .connect_lazy_with(options.clone())
+    };
+    Ok(Pools::Sqlite { write: pool(1), read: pool(4) })
+}
+
+fn open_postgres(url: &str) -> Result<Pools, String> {
+    let options = PgConnectOptions::from_str(url).map_err(|problem| problem.to_string())?;
+    // A replica that is stuck, or gone without a word, must not keep an account locked for the
+    // others: the server ends its transaction within seconds.
+    let options = options.application_name("spell-platform").options([
+        ("statement_timeout", "2500"),
+        ("lock_timeout", "2000"),
+        ("idle_in_transaction_session_timeout", "3000"),
+        ("tcp_user_timeout", "5000"),
+        // A server told otherwise would answer before the commit is on disk.
+        ("synchronous_commit", "on"),
+    ]);
+    Ok(Pools::Postgres(
+        PoolOptions::new()
+            .max_connections(16)
+            .acquire_timeout(PATIENCE)
+            // Only a connection that lay idle may have died unnoticed; one in steady use is not asked.
+            .test_before_acquire(false)
+            .before_acquire(|connection: &mut sqlx::PgConnection, meta| {
+                Box::pin(async move {
+                    let asked = meta.idle_for < Duration::from_secs(1) || connection.ping().await.is_ok();
+                    Ok(asked)
+                })
+            })
+            .connect_lazy_with(options),
+    ))
+}
+
+/// Tells an error apart by what can be done about it.
+pub(super) fn classify(error: sqlx::Error) -> StoreError {
+    let sqlx::Error::Database(database) = &error else {
+        return match &error {
+            sqlx::Error::ColumnDecode { .. }
+            | sqlx::Error::ColumnNotFound(_)
+            | sqlx::Error::Decode(_)
+            | sqlx::Error::Encode(_)
+            | sqlx::Error::TypeNotFound { .. }
+            | sqlx::Error::RowNotFound => StoreError::Refused(error.to_string()),
+            _ => StoreError::Unavailable(error.to_string()),
+        };
+    };
+    let text = database.message().to_owned();
+    if database.is_unique_violation() {
+        return StoreError::Duplicate(text);
+    }
+    let code = database.code().unwrap_or_default();
+    if database.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().is_some() {
+        match code.as_ref() {
+            // serialization_failure, deadlock_detected, lock_not_available
+            "40001" | "40P01" | "55P03" => StoreError::Conflict(text),
+            // connection trouble, no resources, operator intervention (shutdown, time-outs), I/O;
+            // 25P03: our transaction idled too long; 28, 3D, 42501: not let in, which an operator mends
+            code if ["08", "53", "57", "58", "28", "3D", "XX"].iter().any(|class| code.starts_with(class))
+                || ["25P03", "25006", "42501", "42P01"].contains(&code) =>
+            {
+                StoreError::Unavailable(text)
+            }
+            _ => StoreError::Refused(text),
+        }
+    } else {
+        // SQLite's extended codes keep the primary one in the low byte.
+        match code.parse::<i32>().unwrap_or_default() & 0xff {
+            // BUSY, LOCKED
+            5 | 6 => StoreError::Conflict(text),
+            // ERROR (also "no such table" while a file is being replaced), MISMATCH, CONSTRAINT, TOOBIG, RANGE
+            1 | 18 | 19 | 20 | 25 => StoreError::Refused(text),
+            // READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB, …: the file, not the statement
+            _ => StoreError::Unavailable(text),
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Brings the schema up to this binary's: `migrations/sqlite` and `migrations/postgres` hold the
+//! same numbers under the same names, and are compiled in.
+//!
+//! # Failure behavior
+//!
+//! Replicas may start at the same moment: on PostgreSQL the migrator holds an advisory lock, on
+//! SQLite the one who comes second sees a failure and looks again. A migration is a transaction, so
+//! a crash leaves it done or not done.
+
+use std::time::Duration;
+
+use sqlx::migrate::{MigrateError, Migrator};
+
+use super::{Pools, StoreError, dialect};
+
+static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
+static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
+
+pub(super) async fn run(pools: &Pools) -> Result<(), StoreError> {
+    match pools {
+        Pools::Postgres(pool) => POSTGRES.run(pool).await.map_err(classify),
+        Pools::Sqlite { write, .. } => {
+            let mut attempts = 0;
+            loop {
+                match SQLITE.run(write).await {
+                    Err(_) if attempts < 5 => {
+                        attempts += 1;
+                        tokio::time::sleep(Duration::from_millis(40 * attempts)).await;
+                    }
+                    done => return done.map_err(classify),
+                }
+            }
+        }
+    }
+}
+
+fn classify(error: MigrateError) -> StoreError {
+    match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => dialect::classify(error),
+        // A schema of a newer or an edited binary: nothing that waiting mends.
+        other => StoreError::Refused(other.to_string()),
+    }
+}

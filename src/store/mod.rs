@@ -1,0 +1,480 @@
+//! The database: SQLite in a file, or PostgreSQL, behind two closed enums.
+//!
+//! Statements are written once and run on both ([`statements!`]); what must differ is in
+//! [`dialect`]. There are no type parameters above this module: a handler has a [`Db`], an effect a
+//! [`Tx`], and both speak in [`Value`]s and rows.
+//!
+//! # Failure behavior
+//!
+//! Every call ends within [`PATIENCE`], and a transaction as a whole does too. What goes wrong is
+//! told apart by what the caller can do about it ([`StoreError`]). A `Tx` that is dropped without a
+//! commit (an error, a panic, a caller who hung up) takes its connection with it, so that the
+//! database rolls back and nothing half-done is handed to the next user of the pool.
+
+mod dialect;
+mod migrate;
+#[cfg(test)]
+pub mod testing;
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use sqlx::{
+    FromRow, PgPool, Postgres, Sqlite, SqlitePool, pool::PoolConnection, postgres::PgRow, sqlite::SqliteRow,
+};
+use tokio::time::Instant;
+
+pub use dialect::Backend;
+
+/// How long a statement, or a whole transaction, may take before it counts as a failed database.
+/// Below the three seconds within which a caller is promised an answer.
+pub const PATIENCE: Duration = Duration::from_millis(2_500);
+
+/// A statement in the text that both databases share, with `{tokens}` for the few places where they
+/// differ (see [`dialect`]). Declared through [`statements!`].
+pub struct Statement {
+    text: &'static str,
+    sqlite: OnceLock<&'static str>,
+    postgres: OnceLock<&'static str>,
+}
+
+impl Statement {
+    pub const fn new(text: &'static str) -> Statement {
+        Statement { text, sqlite: OnceLock::new(), postgres: OnceLock::new() }
+    }
+
+    /// The text as `backend` wants it; rendered once per statement and kept.
+    pub fn on(&self, backend: Backend) -> &'static str {
+        let slot = match backend {
+            Backend::Sqlite => &self.sqlite,
+            Backend::Postgres => &self.postgres,
+        };
+        slot.get_or_init(|| Box::leak(dialect::render(self.text, backend).into_boxed_str()))
+    }
+}
+
+inventory::collect!(&'static Statement);
+
+/// Declares statements, and lists them for the test that prepares each one on both databases.
+macro_rules! statements {
+    ($($(#[$meta:meta])* $vis:vis $name:ident = $text:expr;)+) => {$(
+        $(#[$meta])*
+        $vis static $name: $crate::store::Statement = $crate::store::Statement::new($text);
+        inventory::submit! { &$name }
+    )+};
+}
+pub(crate) use statements;
+
+/// What can be bound to a placeholder: the portable subset is text, integers and booleans.
+#[derive(Clone, Debug)]
+pub enum Value {
+    Text(Option<String>),
+    Int(Option<i64>),
+    Bool(bool),
+}
+
+macro_rules! values {
+    ($($from:ty => $value:expr;)+) => {$(
+        impl From<$from> for Value {
+            fn from(given: $from) -> Value {
+                #[allow(clippy::redundant_closure_call)]
+                ($value)(given)
+            }
+        }
+    )+};
+}
+
+values! {
+    &str => |text: &str| Value::Text(Some(text.to_owned()));
+    &String => |text: &String| Value::Text(Some(text.clone()));
+    String => |text| Value::Text(Some(text));
+    Option<String> => Value::Text;
+    Option<&str> => |text: Option<&str>| Value::Text(text.map(str::to_owned));
+    i64 => |number| Value::Int(Some(number));
+    Option<i64> => Value::Int;
+    bool => Value::Bool;
+    crate::clock::Time => |at: crate::clock::Time| Value::Int(Some(at.0));
+    Option<crate::clock::Time> => |at: Option<crate::clock::Time>| Value::Int(at.map(|at| at.0));
+    crate::money::Nanos => |nanos: crate::money::Nanos| Value::Int(Some(nanos.0));
+    Option<crate::money::Nanos> => |nanos: Option<crate::money::Nanos>| Value::Int(nanos.map(|nanos| nanos.0));
+}
+
+/// The values of a statement, in the order of its placeholders.
+macro_rules! binds {
+    ($($value:expr),* $(,)?) => { vec![$($crate::store::Value::from($value)),*] };
+}
+pub(crate) use binds;
+
+/// Rows for a statement that reads them from `{rows}`: one JSON array of arrays, which both
+/// databases take apart in the same way (`value ->> 0` is a row's first column). One statement with
+/// one parameter, however many rows, so a batch of any size uses one prepared plan.
+#[derive(Default)]
+pub struct Rows {
+    json: String,
+}
+
+impl Rows {
+    pub fn is_empty(&self) -> bool {
+        self.json.is_empty()
+    }
+
+    /// Adds a row, its columns in the order in which the statement names them.
+    pub fn push(&mut self, columns: &[Value]) {
+        use std::fmt::Write;
+        self.json.push(if self.json.is_empty() { '[' } else { ',' });
+        for (position, column) in columns.iter().enumerate() {
+            self.json.push(if position == 0 { '[' } else { ',' });
+            let written = match column {
+                Value::Text(Some(text)) => {
+                    self.json.push_str(&serde_json::Value::from(text.as_str()).to_string());
+                    Ok(())
+                }
+                Value::Int(Some(number)) => write!(self.json, "{number}"),
+                Value::Bool(truth) => write!(self.json, "{truth}"),
+                Value::Text(None) | Value::Int(None) => write!(self.json, "null"),
+            };
+            debug_assert!(written.is_ok(), "writing to a String can't fail");
+        }
+        self.json.push(']');
+    }
+
+    /// A row per text, in one column.
+    pub fn of<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Rows {
+        let mut rows = Rows::default();
+        for text in texts {
+            rows.push(&[Value::from(text.as_ref())]);
+        }
+        rows
+    }
+}
+
+impl From<Rows> for Value {
+    fn from(rows: Rows) -> Value {
+        Value::Text(Some(if rows.json.is_empty() { "[]".to_owned() } else { rows.json + "]" }))
+    }
+}
+
+/// A row type that decodes from either database; `#[derive(sqlx::FromRow)]` and tuples do.
+pub trait Row: for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow> + Send + Unpin {}
+impl<T: for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow> + Send + Unpin> Row for T {}
+
+/// What went wrong, by what can be done about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database does not answer (in time): try later, and find out what became of a commit.
+    #[error("the database is not available: {0}")]
+    Unavailable(String),
+    /// Another transaction was in the way (serialization, deadlock, lock time-out): run it again.
+    #[error("the transaction lost to another: {0}")]
+    Conflict(String),
+    /// A row with that key exists.
+    #[error("a row with that key exists: {0}")]
+    Duplicate(String),
+    /// The values, not the database, are at fault: running it again fails again.
+    #[error("the database refused the statement: {0}")]
+    Refused(String),
+}
+
+/// The database: hand it around by clone.
+#[derive(Clone)]
+pub struct Db {
+    pools: Pools,
+    migrated: Arc<AtomicBool>,
+}
+
+#[derive(Clone)]
+enum Pools {
+    /// SQLite has one writer at a time in any case; one connection makes the waiting ours.
+    Sqlite {
+        write: SqlitePool,
+        read: SqlitePool,
+    },
+    Postgres(PgPool),
+}
+
+impl Db {
+    /// Opens the database that `url` names, without waiting for it: `sqlite:PATH` or
+    /// `postgres://…`. Until [`Db::migrate`] has succeeded every call is `Unavailable`.
+    ///
+    /// Errors: a sentence about what is wrong with the URL.
+    pub fn open(url: &str) -> Result<Db, String> {
+        Ok(Db { pools: dialect::open(url)?, migrated: Arc::default() })
+    }
+
+    pub fn backend(&self) -> Backend {
+        match self.pools {
+            Pools::Sqlite { .. } => Backend::Sqlite,
+            Pools::Postgres(_) => Backend::Postgres,
+        }
+    }
+
+    /// Brings the schema up to this binary's. Any number of replicas may do so at once.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        migrate::run(&self.pools).await?;
+        self.migrated.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// The time as the database tells it, which every replica shares.
+    pub async fn now(&self) -> Result<crate::clock::Time, StoreError> {
+        let (ms,): (i64,) = self.one(&dialect::NOW, vec![]).await?;
+        Ok(crate::clock::Time(ms))
+    }
+
+    /// Connections that are out of the pool at this moment.
+    pub fn connections_in_use(&self) -> usize {
+        fn used<D: sqlx::Database>(pool: &sqlx::Pool<D>) -> usize {
+            (pool.size() as usize).saturating_sub(pool.num_idle())
+        }
+        match &self.pools {
+            Pools::Sqlite { write, read } => used(write) + used(read),
+            Pools::Postgres(pool) => used(pool),
+        }
+    }
+
+    /// Waits until what is under way has ended, and closes the connections.
+    pub async fn close(&self) {
+        match &self.pools {
+            Pools::Sqlite { write, read } => {
+                read.close().await;
+                write.close().await;
+            }
+            Pools::Postgres(pool) => pool.close().await,
+        }
+    }
+
+    /// A transaction that writes. On SQLite it takes the write lock now, not at its first write.
+    pub async fn begin(&self) -> Result<Tx, StoreError> {
+        self.transaction(true).await
+    }
+
+    /// A transaction that only reads: every statement of it sees the same books.
+    pub async fn begin_read(&self) -> Result<Tx, StoreError> {
+        self.transaction(false).await
+    }
+
+    async fn transaction(&self, writes: bool) -> Result<Tx, StoreError> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lease = self.lease(writes, deadline).await?;
+        lease.raw(dialect::begin(self.backend(), writes), deadline).await?;
+        // From here on the connection is in a transaction: it goes back only through commit or rollback.
+        lease.clean = false;
+        Ok(Tx { lease, deadline })
+    }
+
+    /// All rows of one reading statement, outside of any transaction.
+    pub async fn all<T: Row>(&self, statement: &Statement, values: Vec<Value>) -> Result<Vec<T>, StoreError> {
+        let deadline = Instant::now() + PATIENCE;
+        self.lease(false, deadline).await?.all(statement, values, deadline).await
+    }
+
+    /// The row of one reading statement, if there is one.
+    pub async fn optional<T: Row>(
+        &self,
+        statement: &Statement,
+        values: Vec<Value>,
+    ) -> Result<Option<T>, StoreError> {
+        Ok(self.all(statement, values).await?.into_iter().next())
+    }
+
+    /// The row of one reading statement that always has one.
+    pub async fn one<T: Row>(&self, statement: &Statement, values: Vec<Value>) -> Result<T, StoreError> {
+        self.optional(statement, values).await?.ok_or_else(no_row)
+    }
+
+    /// One writing statement as a transaction of its own; gives the number of rows it touched.
+    pub async fn execute(&self, statement: &Statement, values: Vec<Value>) -> Result<u64, StoreError> {
+        let deadline = Instant::now() + PATIENCE;
+        self.lease(true, deadline).await?.execute(statement, values, deadline).await
+    }
+
+    async fn lease(&self, writes: bool, deadline: Instant) -> Result<Lease, StoreError> {
+        if !self.migrated.load(Ordering::Acquire) {
+            return Err(StoreError::Unavailable("its schema is not ready yet".to_owned()));
+        }
+        let acquire = async {
+            Ok(match &self.pools {
+                Pools::Sqlite { write, read } => {
+                    Connection::Sqlite(if writes { write } else { read }.acquire().await?)
+                }
+                Pools::Postgres(pool) => Connection::Postgres(pool.acquire().await?),
+            })
+        };
+        let connection = within(deadline, acquire).await?;
+        Ok(Lease { connection: Some(connection), clean: true })
+    }
+}
+
+async fn within<T>(
+    deadline: Instant,
+    work: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout_at(deadline, work).await {
+        Ok(done) => done.map_err(dialect::classify),
+        Err(_) => Err(StoreError::Unavailable(format!("no answer within {} ms", PATIENCE.as_millis()))),
+    }
+}
+
+fn no_row() -> StoreError {
+    StoreError::Refused("a statement that always gives a row gave none".to_owned())
+}
+
+enum Connection {
+    Sqlite(PoolConnection<Sqlite>),
+    Postgres(PoolConnection<Postgres>),
+}
+
+/// A connection out of the pool. It goes back only if the last thing it did was done to the end;
+/// otherwise it is closed, and whatever it was in the middle of is rolled back by the database.
+struct Lease {
+    connection: Option<Connection>,
+    clean: bool,
+}
+
+/// Binds `values` and runs the query by `$method` on whichever connection this is.
+macro_rules! on_connection {
+    ($lease:ident, $statement:ident, $values:ident, $deadline:ident, $query:ident $(::<$T:ty>)?, $method:ident) => {{
+        let was_clean = std::mem::replace(&mut $lease.clean, false);
+        let work = async {
+            match $lease.connection.as_mut() {
+                Some(Connection::Sqlite(connection)) => {
+                    let mut query = sqlx::$query::<Sqlite $(, $T)?>($statement.on(Backend::Sqlite));
+                    for value in $values {
+                        query = match value {
+                            Value::Text(text) => query.bind(text),
+                            Value::Int(number) => query.bind(number),
+                            Value::Bool(truth) => query.bind(truth),
+                        };
+                    }
+                    query.$method(&mut **connection).await.map(|done| done.into())
+                }
+                Some(Connection::Postgres(connection)) => {
+                    let mut query = sqlx::$query::<Postgres $(, $T)?>($statement.on(Backend::Postgres));
+                    for value in $values {
+                        query = match value {
+                            Value::Text(text) => query.bind(text),
+                            Value::Int(number) => query.bind(number),
+                            Value::Bool(truth) => query.bind(truth),
+                        };
+                    }
+                    query.$method(&mut **connection).await.map(|done| done.into())
+                }
+                None => Err(sqlx::Error::PoolClosed),
+            }
+        };
+        let done = within($deadline, work).await;
+        $lease.clean = was_clean && done.is_ok();
+        done
+    }};
+}
+
+impl Lease {
+    async fn all<T: Row>(
+        &mut self,
+        statement: &Statement,
+        values: Vec<Value>,
+        deadline: Instant,
+    ) -> Result<Vec<T>, StoreError> {
+        on_connection!(self, statement, values, deadline, query_as::<T>, fetch_all)
+    }
+
+    async fn execute(
+        &mut self,
+        statement: &Statement,
+        values: Vec<Value>,
+        deadline: Instant,
+    ) -> Result<u64, StoreError> {
+        let done: Affected = on_connection!(self, statement, values, deadline, query, execute)?;
+        Ok(done.0)
+    }
+
+    async fn raw(&mut self, text: &'static str, deadline: Instant) -> Result<(), StoreError> {
+        self.clean = false;
+        let work = async {
+            match self.connection.as_mut() {
+                Some(Connection::Sqlite(connection)) => {
+                    sqlx::raw_sql(text).execute(&mut **connection).await.map(drop)
+                }
+                Some(Connection::Postgres(connection)) => {
+                    sqlx::raw_sql(text).execute(&mut **connection).await.map(drop)
+                }
+                None => Err(sqlx::Error::PoolClosed),
+            }
+        };
+        within(deadline, work).await?;
+        self.clean = true;
+        Ok(())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        match self.connection.take() {
+            Some(Connection::Sqlite(connection)) if !self.clean => drop(connection.detach()),
+            Some(Connection::Postgres(connection)) if !self.clean => drop(connection.detach()),
+            _ => {}
+        }
+    }
+}
+
+struct Affected(u64);
+
+impl From<sqlx::sqlite::SqliteQueryResult> for Affected {
+    fn from(done: sqlx::sqlite::SqliteQueryResult) -> Affected {
+        Affected(done.rows_affected())
+    }
+}
+
+impl From<sqlx::postgres::PgQueryResult> for Affected {
+    fn from(done: sqlx::postgres::PgQueryResult) -> Affected {
+        Affected(done.rows_affected())
+    }
+}
+
+/// A transaction. It ends by [`Tx::commit`] or [`Tx::rollback`]; dropped, it is rolled back by
+/// closing its connection. All of it must fit into [`PATIENCE`].
+pub struct Tx {
+    lease: Lease,
+    deadline: Instant,
+}
+
+impl Tx {
+    /// All rows of a statement.
+    pub async fn all<T: Row>(&mut self, statement: &Statement, values: Vec<Value>) -> Result<Vec<T>, StoreError> {
+        self.lease.all(statement, values, self.deadline).await
+    }
+
+    /// The row of a statement, if there is one.
+    pub async fn optional<T: Row>(
+        &mut self,
+        statement: &Statement,
+        values: Vec<Value>,
+    ) -> Result<Option<T>, StoreError> {
+        Ok(self.all(statement, values).await?.into_iter().next())
+    }
+
+    /// The row of a statement that always has one.
+    pub async fn one<T: Row>(&mut self, statement: &Statement, values: Vec<Value>) -> Result<T, StoreError> {
+        self.optional(statement, values).await?.ok_or_else(no_row)
+    }
+
+    /// Runs a writing statement; gives the number of rows it touched.
+    pub async fn execute(&mut self, statement: &Statement, values: Vec<Value>) -> Result<u64, StoreError> {
+        self.lease.execute(statement, values, self.deadline).await
+    }
+
+    /// Makes the transaction durable. After an `Unavailable` it is not known whether it is.
+    pub async fn commit(mut self) -> Result<(), StoreError> {
+        self.lease.raw("COMMIT", self.deadline).await
+    }
+
+    /// Gives up what was written, and keeps the connection.
+    pub async fn rollback(mut self) -> Result<(), StoreError> {
+        self.lease.raw("ROLLBACK", self.deadline).await
+    }
+}

@@ -1,0 +1,127 @@
+//! The metrics, declared once. Each is there from the start, at 0, and every label has a bounded
+//! set of values, so that a scrape stays small however many callers there are.
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+
+/// What a cast came to, for the `status` label.
+pub const CAST_STATUSES: [&str; 5] = ["completed", "failed", "refused", "rate_limited", "unavailable"];
+
+/// All metrics of this process; one per [`crate::app::App`], so that tests do not share them.
+pub struct Metrics {
+    registry: Registry,
+    pub casts: IntCounterVec,
+    pub cast_seconds: Histogram,
+    pub rate_limited: IntCounter,
+    pub budget_blocks: IntCounter,
+    pub stripe_webhooks: IntCounterVec,
+    pub db_pool_in_use: IntGauge,
+    pub redis_errors: IntCounter,
+    pub ledger_late: IntCounter,
+    pub ledger_overrun: IntCounter,
+    pub ledger_batches: IntCounter,
+    pub ledger_operations: IntCounter,
+}
+
+impl Metrics {
+    /// Declares and registers every metric.
+    ///
+    /// # Panics
+    ///
+    /// Never in practice: the names below are constants, and a test constructs them.
+    pub fn new() -> Metrics {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| {
+            register(&registry, IntCounter::new(name, help))
+        };
+        let metrics = Metrics {
+            casts: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new("spell_cast_total", "Casts by what they came to."),
+                    &["status"],
+                ),
+            ),
+            cast_seconds: register(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "spell_cast_duration_seconds",
+                        "Time from a cast's request to its answer, its upstream included.",
+                    )
+                    .buckets(vec![
+                        0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+                        30.0, 60.0,
+                    ]),
+                ),
+            ),
+            rate_limited: counter("rate_limited_total", "Requests answered 429."),
+            budget_blocks: counter("budget_block_total", "Requests answered 402 by a hard limit."),
+            stripe_webhooks: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new("stripe_webhook_total", "Stripe events by type and by what became of them."),
+                    &["type", "result"],
+                ),
+            ),
+            db_pool_in_use: register(
+                &registry,
+                IntGauge::new("db_pool_in_use", "Database connections in use."),
+            ),
+            redis_errors: counter("redis_errors_total", "Calls to Redis that failed or took too long."),
+            ledger_late: counter("ledger_late_total", "Holds that were settled after they had expired."),
+            ledger_overrun: counter("ledger_overrun_total", "Holds that were settled for more than was held."),
+            ledger_batches: counter("ledger_batches_total", "Transactions of the ledger's writer."),
+            ledger_operations: counter("ledger_operations_total", "Operations in those transactions."),
+            registry,
+        };
+        for status in CAST_STATUSES {
+            metrics.casts.with_label_values(&[status]);
+        }
+        metrics
+    }
+
+    /// Everything, in Prometheus' text format.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[expect(clippy::expect_used, reason = "the declarations are constants that a test constructs")]
+fn register<C: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: Result<C, prometheus::Error>,
+) -> C {
+    let collector = collector.expect("a well-formed metric");
+    registry.register(Box::new(collector.clone())).expect("a metric name used once");
+    collector
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_there_at_zero_from_the_start() {
+        let text = Metrics::new().render().unwrap();
+        for line in [
+            "spell_cast_total{status=\"completed\"} 0",
+            "rate_limited_total 0",
+            "budget_block_total 0",
+            "spell_cast_duration_seconds_count 0",
+            "db_pool_in_use 0",
+            "redis_errors_total 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+    }
+}
