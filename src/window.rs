@@ -67,9 +67,11 @@ pub struct Window {
 
 /// The calendar day in UTC that holds `at`; the nearest one that a calendar knows if none does.
 pub fn day_of(at: Time) -> Date {
-    Timestamp::from_millisecond(at.0)
-        .map(|at| at.to_zoned(TimeZone::UTC).date())
-        .unwrap_or(if at.0 < 0 { Date::MIN } else { date(9999, 12, 30) })
+    Timestamp::from_millisecond(at.0).map(|at| at.to_zoned(TimeZone::UTC).date()).unwrap_or(if at.0 < 0 {
+        Date::MIN
+    } else {
+        date(9999, 12, 30)
+    })
 }
 
 /// 00:00 UTC of that day.

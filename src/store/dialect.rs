@@ -3,7 +3,7 @@
 use std::{str::FromStr, time::Duration};
 
 use sqlx::{
-    Connection as _,
+    Connection as _, PgConnection,
     pool::PoolOptions,
     postgres::PgConnectOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
@@ -19,7 +19,7 @@ pub enum Backend {
 }
 
 /// Fills in a statement's tokens:
-/// - `{rows}`: the elements of the JSON array in `$1`, as `rows.value`. Each database has its own
+/// - `{rows}`: the elements of the JSON array in `$1`, as `given.value`. Each database has its own
 ///   function for that.
 /// - `{for_update}`: PostgreSQL locks the rows it read; SQLite's transaction already has the one
 ///   write lock, and no such clause.
@@ -27,12 +27,12 @@ pub enum Backend {
 pub(super) fn render(text: &str, backend: Backend) -> String {
     let tokens = match backend {
         Backend::Sqlite => [
-            ("{rows}", "json_each($1) AS rows"),
+            ("{rows}", "json_each($1) AS given"),
             ("{for_update}", ""),
             ("{now_ms}", "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS BIGINT)"),
         ],
         Backend::Postgres => [
-            ("{rows}", "jsonb_array_elements(CAST($1 AS jsonb)) AS rows(value)"),
+            ("{rows}", "jsonb_array_elements(CAST($1 AS jsonb)) AS given(value)"),
             ("{for_update}", "FOR UPDATE"),
             ("{now_ms}", "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"),
         ],
@@ -57,68 +57,82 @@ pub(super) fn begin(backend: Backend, writes: bool) -> &'static str {
     }
 }
 
-/// The pools for `url`, without connecting yet.
-pub(super) fn open(url: &str) -> Result<Pools, String> {
+enum Options {
+    Sqlite(SqliteConnectOptions),
+    Postgres(PgConnectOptions),
+}
+
+/// Says what is wrong with `url`, if anything, without repeating it: it may hold a password.
+pub(super) fn check_url(url: &str) -> Result<(), String> {
+    options(url).map(drop)
+}
+
+fn options(url: &str) -> Result<Options, String> {
     match url.split_once(':').map(|(scheme, _)| scheme) {
-        Some("sqlite") => open_sqlite(url),
-        Some("postgres" | "postgresql") => open_postgres(url),
+        Some("sqlite") => {
+            let options = SqliteConnectOptions::from_str(url)
+                .map_err(|_| "must be sqlite:PATH, perhaps with parameters that SQLite knows")?;
+            match options.get_filename().to_string_lossy().contains("memory") && url.contains(":memory:") {
+                true => Err("an in-memory database would lose the books; name a file".to_owned()),
+                false => Ok(Options::Sqlite(options)),
+            }
+        }
+        Some("postgres" | "postgresql") => PgConnectOptions::from_str(url)
+            .map(Options::Postgres)
+            .map_err(|_| "must be postgres://USER:PASSWORD@HOST:PORT/DATABASE".to_owned()),
         _ => Err("must begin with sqlite: or postgres://".to_owned()),
     }
 }
 
-fn open_sqlite(url: &str) -> Result<Pools, String> {
-    let options = SqliteConnectOptions::from_str(url)
-        .map_err(|problem| problem.to_string())?
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        // What was answered must survive a power cut, not only a crash of ours.
-        .synchronous(SqliteSynchronous::Full)
-        .busy_timeout(Duration::from_millis(2_000))
-        .foreign_keys(true)
-        .pragma("cache_size", "-65536")
-        .optimize_on_close(true, None);
-    if options.get_filename().as_os_str().to_string_lossy().contains(":memory:") {
-        return Err("an in-memory database would lose the books; name a file".to_owned());
-    }
-    let pool = |connections| {
-        PoolOptions::new()
-            .max_connections(connections)
-            .acquire_timeout(PATIENCE)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .test_before_acquire(false)
-            .connect_lazy_with(options.clone())
-    };
-    Ok(Pools::Sqlite { write: pool(1), read: pool(4) })
+/// The pools for `url`, without connecting yet.
+pub(super) fn open(url: &str) -> Result<Pools, String> {
+    Ok(match options(url)? {
+        Options::Sqlite(options) => {
+            let options = options
+                .create_if_missing(true)
+                .journal_mode(SqliteJournalMode::Wal)
+                // What was answered must survive a power cut, not only a crash of ours.
+                .synchronous(SqliteSynchronous::Full)
+                .busy_timeout(Duration::from_millis(2_000))
+                .foreign_keys(true)
+                .pragma("cache_size", "-65536");
+            let pool = |connections| {
+                PoolOptions::new()
+                    .max_connections(connections)
+                    .acquire_timeout(PATIENCE)
+                    .idle_timeout(None)
+                    .max_lifetime(None)
+                    .test_before_acquire(false)
+                    .connect_lazy_with(options.clone())
+            };
+            Pools::Sqlite { write: pool(1), read: pool(4) }
+        }
+        Options::Postgres(options) => Pools::Postgres(
+            PoolOptions::new()
+                .max_connections(16)
+                .acquire_timeout(PATIENCE)
+                // Only a connection that lay idle may have died unnoticed; one in steady use is not asked.
+                .test_before_acquire(false)
+                .before_acquire(|connection: &mut PgConnection, meta| {
+                    Box::pin(async move {
+                        Ok(meta.idle_for < Duration::from_secs(1) || connection.ping().await.is_ok())
+                    })
+                })
+                .connect_lazy_with(options.application_name("spell-platform").options(POSTGRES_SETTINGS)),
+        ),
+    })
 }
 
-fn open_postgres(url: &str) -> Result<Pools, String> {
-    let options = PgConnectOptions::from_str(url).map_err(|problem| problem.to_string())?;
-    // A replica that is stuck, or gone without a word, must not keep an account locked for the
-    // others: the server ends its transaction within seconds.
-    let options = options.application_name("spell-platform").options([
-        ("statement_timeout", "2500"),
-        ("lock_timeout", "2000"),
-        ("idle_in_transaction_session_timeout", "3000"),
-        ("tcp_user_timeout", "5000"),
-        // A server told otherwise would answer before the commit is on disk.
-        ("synchronous_commit", "on"),
-    ]);
-    Ok(Pools::Postgres(
-        PoolOptions::new()
-            .max_connections(16)
-            .acquire_timeout(PATIENCE)
-            // Only a connection that lay idle may have died unnoticed; one in steady use is not asked.
-            .test_before_acquire(false)
-            .before_acquire(|connection: &mut sqlx::PgConnection, meta| {
-                Box::pin(async move {
-                    let asked = meta.idle_for < Duration::from_secs(1) || connection.ping().await.is_ok();
-                    Ok(asked)
-                })
-            })
-            .connect_lazy_with(options),
-    ))
-}
+/// A replica that is stuck, or gone without a word, must not keep an account locked for the others:
+/// the server ends its transaction within seconds. `synchronous_commit`, because a server told
+/// otherwise would answer before a commit is on disk.
+const POSTGRES_SETTINGS: [(&str, &str); 5] = [
+    ("statement_timeout", "2500"),
+    ("lock_timeout", "2000"),
+    ("idle_in_transaction_session_timeout", "3000"),
+    ("tcp_user_timeout", "5000"),
+    ("synchronous_commit", "on"),
+];
 
 /// Tells an error apart by what can be done about it.
 pub(super) fn classify(error: sqlx::Error) -> StoreError {
@@ -144,7 +158,9 @@ pub(super) fn classify(error: sqlx::Error) -> StoreError {
             "40001" | "40P01" | "55P03" => StoreError::Conflict(text),
             // connection trouble, no resources, operator intervention (shutdown, time-outs), I/O;
             // 25P03: our transaction idled too long; 28, 3D, 42501: not let in, which an operator mends
-            code if ["08", "53", "57", "58", "28", "3D", "XX"].iter().any(|class| code.starts_with(class))
+            code if ["08", "53", "57", "58", "28", "3D", "XX"]
+                .iter()
+                .any(|class| code.starts_with(class))
                 || ["25P03", "25006", "42501", "42P01"].contains(&code) =>
             {
                 StoreError::Unavailable(text)

@@ -111,7 +111,7 @@ macro_rules! binds {
 pub(crate) use binds;
 
 /// Rows for a statement that reads them from `{rows}`: one JSON array of arrays, which both
-/// databases take apart in the same way (`value ->> 0` is a row's first column). One statement with
+/// databases take apart in the same way (`given.value ->> 0` is a row's first column). One statement with
 /// one parameter, however many rows, so a batch of any size uses one prepared plan.
 #[derive(Default)]
 pub struct Rows {
@@ -204,6 +204,11 @@ impl Db {
     /// Errors: a sentence about what is wrong with the URL.
     pub fn open(url: &str) -> Result<Db, String> {
         Ok(Db { pools: dialect::open(url)?, migrated: Arc::default() })
+    }
+
+    /// Says what is wrong with a database's URL, if anything.
+    pub fn check_url(url: &str) -> Result<(), String> {
+        dialect::check_url(url)
     }
 
     pub fn backend(&self) -> Backend {
@@ -445,7 +450,11 @@ pub struct Tx {
 
 impl Tx {
     /// All rows of a statement.
-    pub async fn all<T: Row>(&mut self, statement: &Statement, values: Vec<Value>) -> Result<Vec<T>, StoreError> {
+    pub async fn all<T: Row>(
+        &mut self,
+        statement: &Statement,
+        values: Vec<Value>,
+    ) -> Result<Vec<T>, StoreError> {
         self.lease.all(statement, values, self.deadline).await
     }
 

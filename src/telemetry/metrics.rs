@@ -32,16 +32,11 @@ impl Metrics {
     /// Never in practice: the names below are constants, and a test constructs them.
     pub fn new() -> Metrics {
         let registry = Registry::new();
-        let counter = |name: &str, help: &str| {
-            register(&registry, IntCounter::new(name, help))
-        };
+        let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help));
         let metrics = Metrics {
             casts: register(
                 &registry,
-                IntCounterVec::new(
-                    Opts::new("spell_cast_total", "Casts by what they came to."),
-                    &["status"],
-                ),
+                IntCounterVec::new(Opts::new("spell_cast_total", "Casts by what they came to."), &["status"]),
             ),
             cast_seconds: register(
                 &registry,
@@ -71,7 +66,10 @@ impl Metrics {
             ),
             redis_errors: counter("redis_errors_total", "Calls to Redis that failed or took too long."),
             ledger_late: counter("ledger_late_total", "Holds that were settled after they had expired."),
-            ledger_overrun: counter("ledger_overrun_total", "Holds that were settled for more than was held."),
+            ledger_overrun: counter(
+                "ledger_overrun_total",
+                "Holds that were settled for more than was held.",
+            ),
             ledger_batches: counter("ledger_batches_total", "Transactions of the ledger's writer."),
             ledger_operations: counter("ledger_operations_total", "Operations in those transactions."),
             registry,

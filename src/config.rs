@@ -1,0 +1,323 @@
+//! The environment, read once at the start into a [`Config`] that is right or refused.
+//!
+//! # Failure behavior
+//!
+//! Every variable that can't be parsed is reported, by name and with what is wrong, in one go; its
+//! value is not repeated, since it may be a secret.
+
+use std::{fmt, net::IpAddr};
+
+use ipnet::IpNet;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use tracing_subscriber::EnvFilter;
+use url::Url;
+
+use crate::money::Nanos;
+
+/// The variables as they stand, before anything is made of them. An empty one counts as absent.
+#[derive(Deserialize, Default)]
+struct Environment {
+    database_url: Option<String>,
+    redis_url: Option<String>,
+    stripe_secret_key: Option<String>,
+    stripe_webhook_secret: Option<String>,
+    cost_per_cast_cents: Option<String>,
+    rate_limit_per_minute: Option<String>,
+    rate_limit_anon_per_minute: Option<String>,
+    trusted_proxies: Option<String>,
+    max_body_bytes: Option<String>,
+    service_token: Option<String>,
+    upstream_allow_private: Option<String>,
+    bootstrap_api_key: Option<String>,
+    host: Option<String>,
+    port: Option<String>,
+    rust_log: Option<String>,
+}
+
+/// What the process runs with.
+pub struct Config {
+    /// `sqlite:PATH` or `postgres://…`.
+    pub database_url: SecretString,
+    /// Where rates are counted for all replicas; `None`: in this process.
+    pub redis_url: Option<SecretString>,
+    /// What a cast costs whose spell states no price.
+    pub cost_per_cast: Nanos,
+    pub rate_limit_per_minute: u32,
+    pub rate_limit_anon_per_minute: u32,
+    /// Peers whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    pub max_body_bytes: usize,
+    /// Any of them, as `X-Internal-Key`, is an admin.
+    pub service_tokens: Vec<SecretString>,
+    /// Whether spells may call private and loopback addresses.
+    pub upstream_allow_private: bool,
+    pub bootstrap_api_key: Option<SecretString>,
+    pub host: IpAddr,
+    pub port: u16,
+    pub log_filter: EnvFilter,
+    /// The variables without which billing is switched off.
+    pub missing_for_billing: Vec<&'static str>,
+}
+
+/// Everything that is wrong with the environment: a line for each variable.
+#[derive(Debug)]
+pub struct ConfigError(Vec<String>);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads the process's environment.
+    ///
+    /// Errors: every variable that can't be parsed, by name.
+    pub fn from_env() -> Result<Config, ConfigError> {
+        // A variable that is not UTF-8 would stop envy at all others; name it instead.
+        let mut problems = Vec::new();
+        let variables = std::env::vars_os().filter_map(|(name, value)| {
+            let name = name.into_string().ok()?;
+            match value.into_string() {
+                Ok(value) => Some((name, value)),
+                Err(_) => {
+                    problems.push(name);
+                    None
+                }
+            }
+        });
+        let config = Config::from_variables(variables.collect::<Vec<_>>());
+        let unreadable = problems.into_iter().filter(|name| Environment::KNOWN.contains(&name.as_str()));
+        let unreadable: Vec<String> = unreadable.map(|name| format!("{name}: is not UTF-8")).collect();
+        match (config, unreadable.is_empty()) {
+            (config, true) => config,
+            (Ok(_), false) => Err(ConfigError(unreadable)),
+            (Err(ConfigError(others)), false) => Err(ConfigError([unreadable, others].concat())),
+        }
+    }
+
+    fn from_variables(variables: impl IntoIterator<Item = (String, String)>) -> Result<Config, ConfigError> {
+        let variables = variables.into_iter().filter(|(_, value)| !value.trim().is_empty());
+        let given: Environment =
+            envy::from_iter(variables).map_err(|problem| ConfigError(vec![problem.to_string()]))?;
+        let mut problems = Problems(Vec::new());
+        let billing = [
+            ("STRIPE_SECRET_KEY", &given.stripe_secret_key),
+            ("STRIPE_WEBHOOK_SECRET", &given.stripe_webhook_secret),
+        ];
+        let config = Config {
+            missing_for_billing: billing
+                .iter()
+                .filter(|(_, value)| value.is_none())
+                .map(|(name, _)| *name)
+                .collect(),
+            database_url: given.database_url.unwrap_or_else(|| "sqlite:spell-platform.db".to_owned()).into(),
+            redis_url: given.redis_url.map(SecretString::from),
+            cost_per_cast: problems.read(
+                "COST_PER_CAST_CENTS",
+                given.cost_per_cast_cents,
+                Nanos(10_000_000),
+                |text| {
+                    let cents = text.parse().map_err(|_| "must be a whole number of cents")?;
+                    Nanos::from_cents(cents).ok_or("must be between 0 and 900000000000 cents")
+                },
+            ),
+            rate_limit_per_minute: problems.read(
+                "RATE_LIMIT_PER_MINUTE",
+                given.rate_limit_per_minute,
+                60,
+                per_minute,
+            ),
+            rate_limit_anon_per_minute: problems.read(
+                "RATE_LIMIT_ANON_PER_MINUTE",
+                given.rate_limit_anon_per_minute,
+                10,
+                per_minute,
+            ),
+            trusted_proxies: problems.read("TRUSTED_PROXIES", given.trusted_proxies, Vec::new(), networks),
+            max_body_bytes: problems.read("MAX_BODY_BYTES", given.max_body_bytes, 1 << 20, |text| match text
+                .parse()
+            {
+                Ok(bytes @ 1..=1_073_741_824) => Ok(bytes),
+                _ => Err("must be a whole number of bytes from 1 to 1073741824"),
+            }),
+            service_tokens: problems.read("SERVICE_TOKEN", given.service_token, Vec::new(), |text| {
+                let tokens: Vec<SecretString> = text
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|t| !t.is_empty())
+                    .map(SecretString::from)
+                    .collect();
+                match tokens.iter().all(|token| token.expose_secret().len() >= 16) {
+                    true => Ok(tokens),
+                    false => Err("must have 16 characters or more (several are separated by commas)"),
+                }
+            }),
+            upstream_allow_private: problems.read(
+                "UPSTREAM_ALLOW_PRIVATE",
+                given.upstream_allow_private,
+                false,
+                |text| match text.to_ascii_lowercase().as_str() {
+                    "true" | "1" | "yes" | "on" => Ok(true),
+                    "false" | "0" | "no" | "off" => Ok(false),
+                    _ => Err("must be true or false"),
+                },
+            ),
+            bootstrap_api_key: problems.read("BOOTSTRAP_API_KEY", given.bootstrap_api_key, None, |text| {
+                let fits =
+                    (32..=512).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+                match fits {
+                    true => Ok(Some(SecretString::from(text))),
+                    false => Err("must be 32 to 512 visible ASCII characters without spaces"),
+                }
+            }),
+            host: problems.read("HOST", given.host, IpAddr::from([127, 0, 0, 1]), |text| match text {
+                "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
+                text => text.trim_matches(['[', ']']).parse().map_err(|_| "must be an IP address"),
+            }),
+            port: problems.read("PORT", given.port, 8080, |text| {
+                text.parse().map_err(|_| "must be a port number from 0 to 65535")
+            }),
+            log_filter: problems.read("RUST_LOG", given.rust_log, EnvFilter::new("info"), |text| {
+                EnvFilter::try_new(text)
+                    .map_err(|_| "must be a log filter such as info or spell_platform=debug")
+            }),
+        };
+        if let Err(problem) = crate::store::Db::check_url(config.database_url.expose_secret()) {
+            problems.0.push(format!("DATABASE_URL: {problem}"));
+        }
+        if let Some(url) = &config.redis_url {
+            let scheme = Url::parse(url.expose_secret()).map(|url| url.scheme().to_owned());
+            if !matches!(scheme.as_deref(), Ok("redis" | "rediss" | "redis+unix" | "unix")) {
+                problems.0.push("REDIS_URL: must be a URL that begins with redis:// or rediss://".to_owned());
+            }
+        }
+        match problems.0.is_empty() {
+            true => Ok(config),
+            false => Err(ConfigError(problems.0)),
+        }
+    }
+}
+
+impl Environment {
+    const KNOWN: [&str; 15] = [
+        "DATABASE_URL",
+        "REDIS_URL",
+        "STRIPE_SECRET_KEY",
+        "STRIPE_WEBHOOK_SECRET",
+        "COST_PER_CAST_CENTS",
+        "RATE_LIMIT_PER_MINUTE",
+        "RATE_LIMIT_ANON_PER_MINUTE",
+        "TRUSTED_PROXIES",
+        "MAX_BODY_BYTES",
+        "SERVICE_TOKEN",
+        "UPSTREAM_ALLOW_PRIVATE",
+        "BOOTSTRAP_API_KEY",
+        "HOST",
+        "PORT",
+        "RUST_LOG",
+    ];
+}
+
+struct Problems(Vec<String>);
+
+impl Problems {
+    /// The variable's value by `parse`, or `default` where it is absent or, noting the problem, wrong.
+    fn read<T>(
+        &mut self,
+        name: &str,
+        given: Option<String>,
+        default: T,
+        parse: impl FnOnce(&str) -> Result<T, &'static str>,
+    ) -> T {
+        match given.as_deref().map(str::trim).map(parse) {
+            None => default,
+            Some(Ok(value)) => value,
+            Some(Err(problem)) => {
+                self.0.push(format!("{name}: {problem}"));
+                default
+            }
+        }
+    }
+}
+
+fn per_minute(text: &str) -> Result<u32, &'static str> {
+    match text.parse() {
+        Ok(number @ 1..=1_000_000_000) => Ok(number),
+        _ => Err("must be a whole number from 1 to 1000000000"),
+    }
+}
+
+fn networks(text: &str) -> Result<Vec<IpNet>, &'static str> {
+    let network = |text: &str| text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    text.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(network)
+        .collect::<Result<_, _>>()
+        .map_err(|_| "must be IP addresses or networks such as 10.0.0.0/8, separated by commas")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        Config::from_variables(
+            variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        )
+    }
+
+    #[test]
+    fn without_any_variable_it_runs_on_a_file_on_loopback() {
+        let config = config(&[]).unwrap();
+        assert_eq!(config.database_url.expose_secret(), "sqlite:spell-platform.db");
+        assert_eq!((config.host.to_string(), config.port), ("127.0.0.1".to_owned(), 8080));
+        assert_eq!((config.rate_limit_per_minute, config.rate_limit_anon_per_minute), (60, 10));
+        assert_eq!(config.cost_per_cast, Nanos(10_000_000));
+        assert_eq!(config.missing_for_billing, ["STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET"]);
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once_by_name_without_the_value() {
+        let wrong = [
+            ("DATABASE_URL", "mysql://root:hunter2@db/x"),
+            ("REDIS_URL", "hunter2"),
+            ("COST_PER_CAST_CENTS", "-1"),
+            ("RATE_LIMIT_PER_MINUTE", "0"),
+            ("RATE_LIMIT_ANON_PER_MINUTE", "many"),
+            ("TRUSTED_PROXIES", "hunter2"),
+            ("MAX_BODY_BYTES", "1e6"),
+            ("SERVICE_TOKEN", "hunter2"),
+            ("UPSTREAM_ALLOW_PRIVATE", "perhaps"),
+            ("BOOTSTRAP_API_KEY", "hunter2"),
+            ("HOST", "hunter2"),
+            ("PORT", "65536"),
+            ("RUST_LOG", "a=b=c"),
+        ];
+        let report = config(&wrong).err().unwrap().to_string();
+        assert_eq!(report.lines().count(), wrong.len(), "{report}");
+        for (name, _) in wrong {
+            assert!(report.contains(&format!("{name}: ")), "{name} in {report}");
+        }
+        assert!(!report.contains("hunter2"), "{report}");
+    }
+
+    #[test]
+    fn an_empty_variable_counts_as_absent() {
+        assert_eq!(config(&[("PORT", " "), ("REDIS_URL", "")]).unwrap().port, 8080);
+    }
+
+    #[test]
+    fn several_tokens_and_networks_may_be_named() {
+        let config = config(&[
+            ("SERVICE_TOKEN", "one-of-two-tokens, the-other-of-two-tokens"),
+            ("TRUSTED_PROXIES", "10.0.0.0/8, ::1"),
+        ])
+        .unwrap();
+        assert_eq!((config.service_tokens.len(), config.trusted_proxies.len()), (2, 2));
+    }
+}

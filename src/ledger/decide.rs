@@ -1,0 +1,427 @@
+//! The functional core: what an operation does to the books. No clock, no database, no async; the
+//! promise that nobody spends more than they may is kept here, and tested here to death.
+//!
+//! An operation applies to all balances it names or to none. A refusal is a value. Arithmetic is
+//! checked: a total that would not fit is refused like one that has no room.
+
+use std::collections::HashMap;
+
+use super::balance::{Balance, BalanceId, Leg};
+use crate::{clock::Time, id::HoldId};
+
+/// What a batch of operations works on: the balances and holds they name, as loaded.
+#[derive(Clone, Debug, Default)]
+pub struct Books {
+    pub balances: HashMap<BalanceId, Balance>,
+    pub holds: HashMap<HoldId, Hold>,
+}
+
+/// Amounts set aside on one or several balances; it ends once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    pub legs: Vec<Leg>,
+    pub expires_at: Time,
+    pub state: HoldState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HoldState {
+    Open,
+    /// `late`: it was settled after it had expired.
+    Posted {
+        amount: i64,
+        late: bool,
+    },
+    Voided,
+    Expired,
+}
+
+#[derive(Clone, Debug)]
+pub enum Operation {
+    /// Hold and post at once, for what runs in an instant.
+    Charge { reference: String, legs: Vec<Leg> },
+    /// Sets amounts aside.
+    Hold { id: HoldId, legs: Vec<Leg>, expires_at: Time },
+    /// Ends a hold by booking `amount` on each of its balances, whatever was held.
+    Post { id: HoldId, amount: i64 },
+    /// Ends a hold by giving everything back.
+    Void { id: HoldId },
+    /// Ends a hold that is due; `charge` books what was held, otherwise it is given back.
+    Expire { id: HoldId, charge: bool },
+    /// Moves an open hold's expiry.
+    Extend { id: HoldId, expires_at: Time },
+    /// Undoes a charge that was booked but never answered.
+    Reverse { reference: String, legs: Vec<Leg> },
+}
+
+/// What came of an operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Applied,
+    /// The same end came before; nothing changed.
+    Repeated,
+    /// This balance has no room. Nothing changed.
+    Refused(BalanceId),
+    /// The hold had ended in another way. Nothing changed.
+    EndedOtherwise(HoldState),
+    /// There is no such hold, or (on expiry) it is not due. Nothing changed.
+    Nothing,
+    /// A total would not fit its integer. Nothing changed.
+    OutOfRange,
+}
+
+/// One immutable line of the ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub reference: String,
+    pub cause: &'static str,
+    pub balance: BalanceId,
+    pub amount: i64,
+}
+
+/// Applies `operation` to `books` as of `now`, adding its lines to `entries`.
+///
+/// Balances that an operation names must be in `books`; one that is missing counts as unbounded
+/// and empty, which the shell never lets happen.
+pub fn decide(books: &mut Books, operation: &Operation, now: Time, entries: &mut Vec<Entry>) -> Decision {
+    match operation {
+        Operation::Charge { reference, legs } => {
+            if let Some(full) = without_room(books, legs) {
+                return Decision::Refused(full);
+            }
+            book(books, entries, reference, "charge", legs, 1)
+        }
+        Operation::Hold { id, legs, expires_at } => {
+            if books.holds.contains_key(id) {
+                return Decision::Repeated;
+            }
+            if let Some(full) = without_room(books, legs) {
+                return Decision::Refused(full);
+            }
+            let Some(changed) = moved(books, legs, |balance, amount| {
+                balance.pending = balance.pending.checked_add(amount)?;
+                Some(())
+            }) else {
+                return Decision::OutOfRange;
+            };
+            books.balances.extend(changed);
+            let hold = Hold { legs: legs.clone(), expires_at: *expires_at, state: HoldState::Open };
+            books.holds.insert(id.clone(), hold);
+            Decision::Applied
+        }
+        Operation::Post { id, amount } => {
+            let Some(hold) = books.holds.get(id).cloned() else { return Decision::Nothing };
+            match hold.state {
+                HoldState::Open => {
+                    let late = now >= hold.expires_at;
+                    post(books, entries, id, hold, *amount, late, "post")
+                }
+                HoldState::Expired => post(books, entries, id, hold, *amount, true, "post"),
+                HoldState::Posted { amount: booked, .. } if booked == *amount => Decision::Repeated,
+                ended => Decision::EndedOtherwise(ended),
+            }
+        }
+        Operation::Void { id } => {
+            let Some(hold) = books.holds.get(id).cloned() else { return Decision::Nothing };
+            match hold.state {
+                HoldState::Open if now >= hold.expires_at => Decision::EndedOtherwise(HoldState::Expired),
+                HoldState::Open => release(books, id, hold, HoldState::Voided),
+                HoldState::Voided => Decision::Repeated,
+                ended => Decision::EndedOtherwise(ended),
+            }
+        }
+        Operation::Expire { id, charge } => {
+            let due = |hold: &&Hold| hold.state == HoldState::Open && now >= hold.expires_at;
+            let Some(hold) = books.holds.get(id).filter(due).cloned() else { return Decision::Nothing };
+            match (charge, hold.legs.first().map(|leg| leg.amount)) {
+                (true, Some(held)) => post(books, entries, id, hold, held, false, "lost"),
+                _ => release(books, id, hold, HoldState::Expired),
+            }
+        }
+        Operation::Extend { id, expires_at } => {
+            let Some(hold) = books.holds.get_mut(id) else { return Decision::Nothing };
+            match hold.state {
+                HoldState::Open if now < hold.expires_at => {
+                    hold.expires_at = *expires_at;
+                    Decision::Applied
+                }
+                HoldState::Open => Decision::EndedOtherwise(HoldState::Expired),
+                ended => Decision::EndedOtherwise(ended),
+            }
+        }
+        Operation::Reverse { reference, legs } => {
+            let back: Vec<Leg> =
+                legs.iter().map(|leg| Leg { balance: leg.balance.clone(), amount: -leg.amount }).collect();
+            book(books, entries, reference, "reversal", &back, -1)
+        }
+    }
+}
+
+fn without_room(books: &Books, legs: &[Leg]) -> Option<BalanceId> {
+    legs.iter()
+        .find(|leg| books.balances.get(&leg.balance).is_some_and(|b| !b.has_room_for(leg.amount)))
+        .map(|leg| leg.balance.clone())
+}
+
+/// The balances of `legs` after `change`, or `None` if one of them would overflow.
+fn moved(
+    books: &Books,
+    legs: &[Leg],
+    change: impl Fn(&mut Balance, i64) -> Option<()>,
+) -> Option<Vec<(BalanceId, Balance)>> {
+    legs.iter()
+        .map(|leg| {
+            let mut balance = books.balances.get(&leg.balance).cloned().unwrap_or_default();
+            change(&mut balance, leg.amount)?;
+            Some((leg.balance.clone(), balance))
+        })
+        .collect()
+}
+
+fn book(
+    books: &mut Books,
+    entries: &mut Vec<Entry>,
+    reference: &str,
+    cause: &'static str,
+    legs: &[Leg],
+    calls: i64,
+) -> Decision {
+    let Some(changed) = moved(books, legs, |balance, amount| {
+        balance.posted = balance.posted.checked_add(amount)?;
+        balance.calls = balance.calls.checked_add(calls)?;
+        Some(())
+    }) else {
+        return Decision::OutOfRange;
+    };
+    for ((id, balance), leg) in changed.iter().zip(legs) {
+        if balance.journaled {
+            let reference = reference.to_owned();
+            entries.push(Entry { reference, cause, balance: id.clone(), amount: leg.amount });
+        }
+    }
+    books.balances.extend(changed);
+    Decision::Applied
+}
+
+fn post(
+    books: &mut Books,
+    entries: &mut Vec<Entry>,
+    id: &HoldId,
+    hold: Hold,
+    amount: i64,
+    late: bool,
+    cause: &'static str,
+) -> Decision {
+    let before: Vec<_> = hold.legs.iter().map(|leg| leg.balance.clone()).collect();
+    let kept: Vec<_> =
+        before.iter().filter_map(|id| Some((id.clone(), books.balances.get(id)?.clone()))).collect();
+    if hold.state == HoldState::Open {
+        give_back(books, &hold.legs);
+    }
+    let legs: Vec<Leg> = before.into_iter().map(|balance| Leg { balance, amount }).collect();
+    let decision = book(books, entries, id.as_str(), cause, &legs, 1);
+    match decision {
+        Decision::Applied => {
+            let state = HoldState::Posted { amount, late };
+            books.holds.insert(id.clone(), Hold { state, ..hold });
+        }
+        _ => books.balances.extend(kept),
+    }
+    decision
+}
+
+fn release(books: &mut Books, id: &HoldId, hold: Hold, state: HoldState) -> Decision {
+    give_back(books, &hold.legs);
+    books.holds.insert(id.clone(), Hold { state, ..hold });
+    Decision::Applied
+}
+
+fn give_back(books: &mut Books, legs: &[Leg]) {
+    for leg in legs {
+        if let Some(balance) = books.balances.get_mut(&leg.balance) {
+            balance.pending -= leg.amount;
+            debug_assert!(balance.pending >= 0, "{} gives back more than it holds", leg.balance);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const BALANCES: [&str; 3] = ["spend", "tight", "wide"];
+    const LIMITS: [Option<i64>; 3] = [None, Some(20), Some(50)];
+
+    fn books() -> Books {
+        let balance =
+            |granted: Option<i64>| Balance { granted, journaled: granted.is_none(), ..Balance::default() };
+        let balances = BALANCES
+            .iter()
+            .zip(LIMITS)
+            .map(|(id, limit)| (BalanceId::from((*id).to_owned()), balance(limit)));
+        Books { balances: balances.collect(), holds: HashMap::new() }
+    }
+
+    fn legs(mask: u8, amount: i64) -> Vec<Leg> {
+        let chosen = BALANCES.iter().enumerate().filter(|(at, _)| *at == 0 || mask & (1 << at) != 0);
+        chosen.map(|(_, id)| Leg { balance: BalanceId::from((*id).to_owned()), amount }).collect()
+    }
+
+    fn hold_id(number: u8) -> HoldId {
+        HoldId::from(format!("hold_{number}"))
+    }
+
+    fn operation() -> impl Strategy<Value = (Operation, i64)> {
+        let id = (0u8..6).prop_map(hold_id);
+        let operation = prop_oneof![
+            (0u8..8, 0i64..9, any::<u32>()).prop_map(|(mask, amount, n)| Operation::Charge {
+                reference: n.to_string(),
+                legs: legs(mask, amount)
+            }),
+            (id.clone(), 0u8..8, 0i64..9, 1i64..60).prop_map(|(id, mask, amount, until)| {
+                Operation::Hold { id, legs: legs(mask, amount), expires_at: Time(until) }
+            }),
+            (id.clone(), 0i64..12).prop_map(|(id, amount)| Operation::Post { id, amount }),
+            id.clone().prop_map(|id| Operation::Void { id }),
+            (id.clone(), any::<bool>()).prop_map(|(id, charge)| Operation::Expire { id, charge }),
+            (id, 1i64..90).prop_map(|(id, until)| Operation::Extend { id, expires_at: Time(until) }),
+        ];
+        (operation, 0i64..3)
+    }
+
+    fn open_on(books: &Books, balance: &BalanceId) -> i64 {
+        let open = books.holds.values().filter(|hold| hold.state == HoldState::Open);
+        open.flat_map(|hold| &hold.legs).filter(|leg| leg.balance == *balance).map(|leg| leg.amount).sum()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+
+        /// The promise, over any order of operations as time goes by: only what was settled for
+        /// more than was held, or late, passes a limit; what is pending is what is held; what is
+        /// posted is what the lines say; and a refusal, a repetition or an error changes nothing.
+        #[test]
+        fn no_order_of_operations_breaks_the_books(operations in prop::collection::vec(operation(), 1..60)) {
+            let mut books = books();
+            let mut entries = Vec::new();
+            let mut now = 0;
+            let mut excess: HashMap<BalanceId, i64> = HashMap::new();
+            for (operation, later) in operations {
+                now += later;
+                let before = books.clone();
+                let lines = entries.len();
+                let decision = decide(&mut books, &operation, Time(now), &mut entries);
+                if decision != Decision::Applied {
+                    prop_assert_eq!(&books.balances, &before.balances);
+                    prop_assert_eq!(&books.holds, &before.holds);
+                    prop_assert_eq!(entries.len(), lines);
+                }
+                if let (Operation::Post { id, amount }, Decision::Applied) = (&operation, &decision) {
+                    let hold = &before.holds[id];
+                    for leg in &hold.legs {
+                        let held = if hold.state == HoldState::Open { leg.amount } else { 0 };
+                        *excess.entry(leg.balance.clone()).or_default() += (amount - held).max(0);
+                    }
+                }
+                if let Decision::Refused(full) = &decision {
+                    let balance = &books.balances[full];
+                    let (Operation::Charge { legs, .. } | Operation::Hold { legs, .. }) = &operation else {
+                        return Err(TestCaseError::fail("only spending is refused"));
+                    };
+                    prop_assert!(balance.posted + balance.pending + legs[0].amount > balance.granted.unwrap());
+                }
+                for (id, balance) in &books.balances {
+                    prop_assert_eq!(balance.pending, open_on(&books, id));
+                    if let Some(granted) = balance.granted {
+                        let allowed = granted + excess.get(id).copied().unwrap_or(0);
+                        prop_assert!(balance.posted + balance.pending <= allowed, "{id}: {balance:?}");
+                    } else {
+                        let lines = entries.iter().filter(|entry| entry.balance == *id);
+                        prop_assert_eq!(balance.posted, lines.map(|entry| entry.amount).sum::<i64>());
+                    }
+                }
+                for (id, hold) in &before.holds {
+                    if !matches!(hold.state, HoldState::Open | HoldState::Expired) {
+                        prop_assert_eq!(&books.holds[id].state, &hold.state, "an end is final");
+                    }
+                }
+            }
+        }
+    }
+
+    fn held(amount: i64, expires_at: i64) -> (Books, Vec<Entry>) {
+        let (mut books, mut entries) = (books(), Vec::new());
+        let hold = Operation::Hold { id: hold_id(1), legs: legs(7, amount), expires_at: Time(expires_at) };
+        assert_eq!(decide(&mut books, &hold, Time(0), &mut entries), Decision::Applied);
+        (books, entries)
+    }
+
+    #[test]
+    fn a_hold_of_several_balances_takes_all_or_none() {
+        let (mut books, mut entries) = held(15, 100);
+        let second = Operation::Hold { id: hold_id(2), legs: legs(7, 6), expires_at: Time(100) };
+        let tight = BalanceId::from("tight".to_owned());
+        assert_eq!(decide(&mut books, &second, Time(1), &mut entries), Decision::Refused(tight));
+        assert_eq!(books.balances[&BalanceId::from("wide".to_owned())].pending, 15);
+    }
+
+    #[test]
+    fn a_settlement_after_expiry_is_booked_whole_and_marked() {
+        for swept in [false, true] {
+            let (mut books, mut entries) = held(5, 100);
+            if swept {
+                let expire = Operation::Expire { id: hold_id(1), charge: false };
+                assert_eq!(decide(&mut books, &expire, Time(100), &mut entries), Decision::Applied);
+            }
+            let post = Operation::Post { id: hold_id(1), amount: 30 };
+            assert_eq!(decide(&mut books, &post, Time(100), &mut entries), Decision::Applied);
+            assert_eq!(books.holds[&hold_id(1)].state, HoldState::Posted { amount: 30, late: true });
+            let tight = &books.balances[&BalanceId::from("tight".to_owned())];
+            assert_eq!((tight.posted, tight.pending), (30, 0));
+            assert!(!tight.has_room_for(1));
+            assert!(tight.has_room_for(0), "what costs nothing always has room");
+        }
+    }
+
+    #[test]
+    fn a_total_that_does_not_fit_changes_nothing() {
+        let (mut books, mut entries) = held(5, 100);
+        let charge = Operation::Charge {
+            reference: "a".to_owned(),
+            legs: vec![Leg { amount: i64::MAX, ..legs(0, 0).remove(0) }],
+        };
+        assert_eq!(decide(&mut books, &charge, Time(0), &mut entries), Decision::Applied);
+        let before = books.balances.clone();
+        let post = Operation::Post { id: hold_id(1), amount: 5 };
+        assert_eq!(decide(&mut books, &post, Time(1), &mut entries), Decision::OutOfRange);
+        assert_eq!(books.balances, before);
+    }
+
+    #[test]
+    fn what_was_lost_is_charged_only_if_the_spell_says_so() {
+        for (charge, posted) in [(true, 5), (false, 0)] {
+            let (mut books, mut entries) = held(5, 100);
+            let expire = Operation::Expire { id: hold_id(1), charge };
+            assert_eq!(decide(&mut books, &expire, Time(99), &mut entries), Decision::Nothing, "not due");
+            assert_eq!(decide(&mut books, &expire, Time(100), &mut entries), Decision::Applied);
+            let tight = &books.balances[&BalanceId::from("tight".to_owned())];
+            assert_eq!((tight.posted, tight.pending), (posted, 0));
+        }
+    }
+
+    #[test]
+    fn a_reversal_takes_a_charge_back() {
+        let (mut books, mut entries) = (books(), Vec::new());
+        let reference = "cast_1".to_owned();
+        for operation in [
+            Operation::Charge { reference: reference.clone(), legs: legs(7, 4) },
+            Operation::Reverse { reference, legs: legs(7, 4) },
+        ] {
+            assert_eq!(decide(&mut books, &operation, Time(0), &mut entries), Decision::Applied);
+        }
+        assert!(books.balances.values().all(|balance| balance.posted == 0 && balance.calls == 0));
+        assert_eq!(entries.iter().map(|entry| entry.amount).sum::<i64>(), 0);
+        assert_eq!(entries.len(), 2);
+    }
+}

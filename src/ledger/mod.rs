@@ -1,0 +1,18 @@
+//! The ledger: what was spent, what is held, and the decision whether more may be.
+//!
+//! `decide` is the rules, pure; `apply` carries them out inside a transaction; `writer` batches what
+//! casts ask into few transactions; `sweeper` ends the holds nobody ended.
+
+mod apply;
+mod balance;
+mod decide;
+pub mod hold;
+mod request;
+pub mod sweeper;
+pub mod writer;
+
+pub use apply::{Spent, spent_in_window, would_refuse};
+pub use decide::HoldState;
+pub use hold::HoldRow;
+pub use request::{Action, Answer, HeldFor, Keyed, NewHold, OnLost, Outcome, Refusal, Request, Spending};
+pub use writer::{Ledger, LedgerError};

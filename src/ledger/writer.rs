@@ -1,0 +1,329 @@
+//! The batching shell around the core: casts send what they ask to a lane, and the lane puts all
+//! that waits into one transaction, so that under load one commit serves hundreds of casts and a
+//! lone cast waits for nothing but its own.
+//!
+//! # Failure behavior
+//!
+//! What was answered was committed. The queue is bounded: when it is full the answer is
+//! [`LedgerError::Busy`]. A batch that loses to another transaction runs again whole. One that fails
+//! on its data is split until the poison is alone, so strangers share a transaction but never a
+//! failure. While the database is away a batch is tried again until its callers' patience is over;
+//! each of them has an answer within [`ANSWER_WITHIN`].
+//!
+//! After a commit whose outcome is unknown the lane finds out before it does anything else: each
+//! writing batch leaves its id in `batches`, and the next attempt first tries to leave the same id.
+//! If that is there, or comes to be there because the lost transaction was still under way, the
+//! batch was committed and is not run again. What was then committed for a caller who had already
+//! been told "unavailable" is undone.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::{Instant, sleep, timeout_at},
+};
+
+use super::{
+    apply::{Applied, apply},
+    request::{Action, Outcome, Request, Undone},
+};
+use crate::{
+    clock::Time,
+    id::{AccountId, BatchId},
+    store::{Backend, Db, StoreError, binds, statements},
+    telemetry::Metrics,
+};
+
+/// Within this a caller has its answer, also when the database is away.
+const ANSWER_WITHIN: Duration = Duration::from_millis(2_800);
+/// How many requests may wait in one lane.
+const QUEUE: usize = 4_096;
+/// How many requests one transaction takes at most.
+const BATCH: usize = 512;
+
+statements! {
+    LEAVE_BATCH_ID = "INSERT INTO batches (id, created_at) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+}
+
+/// Why the ledger gave no answer.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum LedgerError {
+    /// Too many requests wait already; nothing was done. Waiting a second helps.
+    #[error("too many requests are waiting")]
+    Busy,
+    /// The database is away; nothing was done.
+    #[error("the database is not available")]
+    Unavailable,
+    /// The database refused this one request's data; nothing was done.
+    #[error("the database refused the request")]
+    Refused,
+}
+
+/// The way to the lanes: hand it around by clone.
+#[derive(Clone)]
+pub struct Ledger {
+    lanes: Arc<[mpsc::Sender<Job>]>,
+}
+
+struct Job {
+    request: Request,
+    reply: oneshot::Sender<Result<Outcome, LedgerError>>,
+    progress: Arc<Progress>,
+    deadline: Instant,
+}
+
+/// Where a job is, agreed on by its caller, who may give up, and its lane, which may have begun.
+struct Progress(AtomicU8);
+
+const QUEUED: u8 = 0;
+const TAKEN: u8 = 1;
+const ANSWERED: u8 = 2;
+const GIVEN_UP: u8 = 3;
+
+impl Progress {
+    /// The lane takes the job, unless its caller gave up: what was not taken never runs.
+    fn take(&self) -> bool {
+        self.step(TAKEN)
+    }
+
+    /// The lane answers, unless its caller gave up: then what was done is to be undone.
+    fn answer(&self) -> bool {
+        self.step(ANSWERED)
+    }
+
+    /// The caller gives up, unless the answer is already on its way.
+    fn give_up(&self) -> bool {
+        self.step(GIVEN_UP)
+    }
+
+    fn given_up(&self) -> bool {
+        self.0.load(Ordering::Acquire) == GIVEN_UP
+    }
+
+    fn step(&self, to: u8) -> bool {
+        let may = |now| (now < to && now != ANSWERED && now != GIVEN_UP).then_some(to);
+        self.0.try_update(Ordering::AcqRel, Ordering::Acquire, may).is_ok()
+    }
+}
+
+impl Ledger {
+    /// Starts the lanes. They end once every clone of the ledger is gone and what waited is done;
+    /// await the handle for that.
+    pub fn start(db: Db, metrics: Arc<Metrics>) -> (Ledger, JoinHandle<()>) {
+        // SQLite has one writer in any case. On PostgreSQL a second lane works while the first
+        // waits for its commit.
+        let lanes = if db.backend() == Backend::Sqlite { 1 } else { 2 };
+        let (senders, workers): (Vec<_>, Vec<_>) = (0..lanes)
+            .map(|_| {
+                let (sender, queue) = mpsc::channel(QUEUE);
+                let lane = Lane { db: db.clone(), metrics: metrics.clone() };
+                (sender, tokio::spawn(lane.run(queue)))
+            })
+            .unzip();
+        let all = tokio::spawn(async move {
+            for worker in workers {
+                if worker.await.is_err() {
+                    tracing::error!("a lane of the ledger's writer ended in a panic");
+                }
+            }
+        });
+        (Ledger { lanes: senders.into() }, all)
+    }
+
+    /// Asks for one thing and waits until it is committed or refused.
+    pub async fn ask(&self, request: Request) -> Result<Outcome, LedgerError> {
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        let (reply, mut answer) = oneshot::channel();
+        let progress = Arc::new(Progress(AtomicU8::new(QUEUED)));
+        let lane = self.lane_of(&request.account);
+        let job = Job { request, reply, progress: progress.clone(), deadline };
+        lane.try_send(job).map_err(|full| match full {
+            mpsc::error::TrySendError::Full(_) => LedgerError::Busy,
+            mpsc::error::TrySendError::Closed(_) => LedgerError::Unavailable,
+        })?;
+        let answered = match timeout_at(deadline, &mut answer).await {
+            Err(_) if progress.give_up() => return Err(LedgerError::Unavailable),
+            Err(_) => answer.await,
+            Ok(answered) => answered,
+        };
+        answered.unwrap_or(Err(LedgerError::Unavailable))
+    }
+
+    /// An account's requests share a lane, so that they share transactions instead of waiting for
+    /// each other's locks.
+    fn lane_of(&self, account: &AccountId) -> &mpsc::Sender<Job> {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        account.hash(&mut hasher);
+        &self.lanes[(hasher.finish() % self.lanes.len() as u64) as usize]
+    }
+}
+
+struct Lane {
+    db: Db,
+    metrics: Arc<Metrics>,
+}
+
+/// How an attempt at a batch failed.
+enum Failure {
+    /// It may or may not have been committed.
+    Unknown(Applied),
+    /// It was not committed.
+    Store(StoreError),
+}
+
+impl Lane {
+    async fn run(self, mut queue: mpsc::Receiver<Job>) {
+        let mut waiting = Vec::with_capacity(BATCH);
+        while queue.recv_many(&mut waiting, BATCH).await > 0 {
+            let batch: Vec<Job> = waiting.drain(..).filter(|job| job.progress.take()).collect();
+            self.run_batch(batch).await;
+        }
+    }
+
+    async fn run_batch(&self, batch: Vec<Job>) {
+        // Halves of a batch that failed on its data; the stack instead of recursion.
+        let mut parts = vec![batch];
+        while let Some(mut batch) = parts.pop() {
+            let id = BatchId::new();
+            let mut pause = Duration::from_millis(5);
+            loop {
+                batch.retain(|job| !job.progress.given_up());
+                if batch.is_empty() {
+                    break;
+                }
+                match self.attempt(&id, &batch).await {
+                    Ok(applied) => {
+                        self.answer(batch, applied).await;
+                        break;
+                    }
+                    Err(Failure::Unknown(applied)) => {
+                        tracing::warn!(batch = id.as_str(), "the outcome of a commit is unknown");
+                        if self.was_committed(&id).await {
+                            self.answer(batch, applied).await;
+                            break;
+                        }
+                    }
+                    Err(Failure::Store(StoreError::Conflict(_) | StoreError::Unavailable(_)))
+                        if batch.iter().any(|job| Instant::now() + pause < job.deadline) =>
+                    {
+                        sleep(pause).await;
+                        pause = (pause * 2).min(Duration::from_millis(200));
+                    }
+                    Err(Failure::Store(StoreError::Conflict(_) | StoreError::Unavailable(_))) => {
+                        refuse(batch, || LedgerError::Unavailable);
+                        break;
+                    }
+                    Err(Failure::Store(error)) if batch.len() == 1 => {
+                        tracing::error!(%error, "the database refused a request of the ledger");
+                        refuse(batch, || LedgerError::Refused);
+                        break;
+                    }
+                    Err(Failure::Store(_)) => {
+                        let rest = batch.split_off(batch.len() / 2);
+                        parts.push(rest);
+                        parts.push(batch);
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn attempt(&self, id: &BatchId, batch: &[Job]) -> Result<Applied, Failure> {
+        let mut tx = self.db.begin().await.map_err(Failure::Store)?;
+        let requests: Vec<&Request> = batch.iter().map(|job| &job.request).collect();
+        let applied = apply(&mut tx, &requests).await.map_err(Failure::Store)?;
+        if !applied.wrote {
+            // Nothing to make durable; also spares the flush when everything was refused.
+            tx.rollback().await.map_err(Failure::Store)?;
+            return Ok(applied);
+        }
+        let at = batch.iter().map(|job| job.request.at).max().unwrap_or_default();
+        tx.execute(&LEAVE_BATCH_ID, binds![id, at]).await.map_err(Failure::Store)?;
+        match tx.commit().await {
+            Ok(()) => Ok(applied),
+            Err(StoreError::Unavailable(_)) => Err(Failure::Unknown(applied)),
+            Err(error) => Err(Failure::Store(error)),
+        }
+    }
+
+    /// Finds out whether a batch was committed, for as long as that takes.
+    async fn was_committed(&self, id: &BatchId) -> bool {
+        loop {
+            let left = async {
+                let mut tx = self.db.begin().await?;
+                // Waits for the lost transaction, should the database still be at it.
+                let left = tx.execute(&LEAVE_BATCH_ID, binds![id, Time(i64::MAX)]).await?;
+                tx.rollback().await?;
+                Ok::<_, StoreError>(left)
+            };
+            match left.await {
+                Ok(left) => return left == 0,
+                Err(_) => sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+
+    async fn answer(&self, batch: Vec<Job>, applied: Applied) {
+        self.metrics.ledger_batches.inc();
+        self.metrics.ledger_operations.inc_by(batch.len() as u64);
+        self.metrics.ledger_late.inc_by(applied.late);
+        self.metrics.ledger_overrun.inc_by(applied.overrun);
+        for (job, outcome) in batch.into_iter().zip(applied.outcomes) {
+            if job.progress.answer() {
+                // A caller who hung up had its cast all the same.
+                let _ = job.reply.send(Ok(outcome));
+            } else if let (Outcome::Done, Some(undo)) = (outcome, undo(&job.request)) {
+                self.undo(undo).await;
+            }
+        }
+    }
+
+    /// Undoes what was committed for somebody who had been told that nothing was.
+    async fn undo(&self, request: Request) {
+        let id = BatchId::new();
+        loop {
+            let (reply, _) = oneshot::channel();
+            let progress = Arc::new(Progress(AtomicU8::new(TAKEN)));
+            let job = Job { request: request.clone(), reply, progress, deadline: Instant::now() };
+            match self.attempt(&id, &[job]).await {
+                Ok(_) => return,
+                Err(Failure::Unknown(_)) if self.was_committed(&id).await => return,
+                Err(Failure::Store(StoreError::Refused(error) | StoreError::Duplicate(error))) => {
+                    tracing::error!(error, "what nobody was answered could not be undone");
+                    return;
+                }
+                Err(_) => sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+}
+
+/// What takes back an applied request, where something is to be taken back.
+fn undo(request: &Request) -> Option<Request> {
+    let (undone, keyed) = match &request.action {
+        Action::Charge { cast, spending, keyed, .. } => {
+            (Undone::Charge { cast: cast.clone(), spending: spending.clone() }, keyed)
+        }
+        Action::Hold(hold) => (Undone::Hold { id: hold.id.clone() }, &hold.keyed),
+        _ => return None,
+    };
+    let action = Action::Undo { undone, keyed: keyed.clone() };
+    Some(Request { account: request.account.clone(), at: request.at, action })
+}
+
+fn refuse(batch: Vec<Job>, error: impl Fn() -> LedgerError) {
+    for job in batch {
+        if job.progress.answer() {
+            let _ = job.reply.send(Err(error()));
+        }
+    }
+}
