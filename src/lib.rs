@@ -7,6 +7,7 @@ pub mod config;
 pub mod id;
 pub mod ledger;
 pub mod money;
+pub mod spell;
 pub mod store;
 pub mod telemetry;
 pub mod window;

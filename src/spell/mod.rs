@@ -1,0 +1,3 @@
+//! Spells: what can be cast for a price, and how each kind of them is run.
+
+pub mod upstream;

@@ -1,0 +1,1038 @@
+//! The upstreams of `http` spells. A spell's URL is written by one person, called with the payload
+//! of another, and answered by a third: none of them may use the platform to reach what only the
+//! platform can reach, to hold it up, or to fill its memory. So there is one way out, and this is it.
+//!
+//! An address is checked where it is used: names are resolved by a resolver of ours that hands the
+//! connector only the addresses that passed, so a name that changes its mind between the check and
+//! the call gains nothing. An address written into the URL never meets a resolver, and is checked
+//! before each call instead. Nothing is followed (redirects), asked the way (proxies of the
+//! environment) or unpacked (compression).
+//!
+//! # Failure behavior
+//!
+//! A call ends within its time-out, name resolution, connecting and the whole answer included, as
+//! [`UpstreamError::TimedOut`]; whatever else goes wrong is [`UpstreamError::Failed`] with a
+//! sentence that is put together from fixed words, a status and the system's name for an error. It
+//! never has the URL, a header or anything the upstream wrote in it, so it can be stored, logged and
+//! shown to the caller. Nothing is tried again once the upstream may have seen it. Nothing panics.
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fmt, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use reqwest::{
+    Client,
+    dns::{Addrs, Name, Resolve, Resolving},
+    header::{self, HeaderMap, HeaderName, HeaderValue},
+    redirect,
+};
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::{Map, Number, Value};
+use url::{Host, Url};
+
+/// Longest URL of an upstream, in bytes as it is sent.
+const MAX_URL_BYTES: usize = 2048;
+
+/// Most headers that a spell adds.
+const MAX_HEADERS: usize = 64;
+
+/// Longest value of such a header, in bytes.
+const MAX_HEADER_BYTES: usize = 8192;
+
+/// How long an idle connection is kept for the next cast: less than what most servers and balancers
+/// wait before they hang up, so that a cast is rarely sent into a connection that is closing.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Idle connections kept per host.
+const MAX_IDLE_PER_HOST: usize = 64;
+
+/// Headers that a spell can't set, because they frame the message or are about this one connection,
+/// and set wrongly let one request be read as two; or, for `Accept-Encoding`, ask for what is not
+/// unpacked here.
+const RESERVED: [HeaderName; 13] = [
+    header::HOST,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::TRANSFER_ENCODING,
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::UPGRADE,
+    header::TE,
+    header::TRAILER,
+    header::EXPECT,
+    HeaderName::from_static("http2-settings"),
+    header::ACCEPT_ENCODING,
+];
+
+/// IPv4 addresses that are not on the public internet, each with what it is instead.
+const REFUSED_V4: [(Ipv4Net, &str); 16] = [
+    (v4(0, 0, 0, 0, 8), "this network, RFC 1122"),
+    (v4(10, 0, 0, 0, 8), "private, RFC 1918"),
+    (v4(100, 64, 0, 0, 10), "shared by a carrier's customers, RFC 6598"),
+    (v4(127, 0, 0, 0, 8), "loopback, RFC 1122"),
+    // Public by its number, but inside Azure it is the host's own agent, on every machine.
+    (v4(168, 63, 129, 16, 32), "a cloud's host agent"),
+    (v4(169, 254, 0, 0, 16), "link-local, RFC 3927"),
+    (v4(172, 16, 0, 0, 12), "private, RFC 1918"),
+    (v4(192, 0, 0, 0, 24), "protocol assignments, RFC 6890"),
+    (v4(192, 0, 2, 0, 24), "documentation, RFC 5737"),
+    (v4(192, 88, 99, 0, 24), "6to4 relays, RFC 7526"),
+    (v4(192, 168, 0, 0, 16), "private, RFC 1918"),
+    (v4(198, 18, 0, 0, 15), "benchmarks, RFC 2544"),
+    (v4(198, 51, 100, 0, 24), "documentation, RFC 5737"),
+    (v4(203, 0, 113, 0, 24), "documentation, RFC 5737"),
+    (v4(224, 0, 0, 0, 4), "multicast, RFC 5771"),
+    (v4(240, 0, 0, 0, 4), "reserved, RFC 1112, with the broadcast address, RFC 919"),
+];
+
+/// The part of IPv6 that is handed out to the public internet (RFC 4291 section 2.4, IANA's registry
+/// of global unicast). All of the rest is refused; the ranges below only give some of it a name.
+const GLOBAL_V6: Ipv6Net = v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3);
+
+/// IPv6 addresses that are not on the public internet, each with what it is instead.
+const REFUSED_V6: [(Ipv6Net, &str); 14] = [
+    (v6([0, 0, 0, 0, 0, 0, 0, 0], 128), "unspecified, RFC 4291"),
+    (v6([0, 0, 0, 0, 0, 0, 0, 1], 128), "loopback, RFC 4291"),
+    (v6([0, 0, 0, 0, 0, 0, 0, 0], 96), "IPv4-compatible, RFC 4291"),
+    (v6([0, 0, 0, 0, 0xffff, 0, 0, 0], 96), "IPv4-translated, RFC 2765"),
+    (v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48), "local NAT64, RFC 8215"),
+    (v6([0x100, 0, 0, 0, 0, 0, 0, 0], 64), "discarded, RFC 6666"),
+    // Teredo, benchmarks and ORCHID among them.
+    (v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23), "protocol assignments, RFC 2928"),
+    (v6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32), "documentation, RFC 3849"),
+    // It carries an IPv4 address, but to a relay of its own choice: no address in it is safe.
+    (v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16), "6to4, RFC 7526"),
+    (v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20), "documentation, RFC 9637"),
+    (v6([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7), "unique local, RFC 4193"),
+    (v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10), "link-local, RFC 4291"),
+    (v6([0xfec0, 0, 0, 0, 0, 0, 0, 0], 10), "site-local, RFC 3879"),
+    (v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8), "multicast, RFC 4291"),
+];
+
+/// IPv6 addresses that stand for the IPv4 address in their last 32 bits, which is then the one to
+/// judge: mapped (RFC 4291), and NAT64 (RFC 6052), by which a network without IPv4 reaches all of it.
+const CARRIES_V4: [Ipv6Net; 2] =
+    [v6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96), v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96)];
+
+const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
+}
+
+const fn v6(s: [u16; 8], prefix: u8) -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::new(s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]), prefix)
+}
+
+/// Why a call to an upstream has no result.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UpstreamError {
+    /// It could not be reached, broke off, answered something other than 2xx, or too much. The
+    /// sentence holds no secret, no URL and nothing that the upstream wrote.
+    #[error("{0}")]
+    Failed(String),
+    /// Its answer was not complete within the time-out. It may have run all the same.
+    #[error("the upstream did not answer in time")]
+    TimedOut,
+}
+
+impl UpstreamError {
+    fn failed(sentence: impl Into<String>) -> UpstreamError {
+        UpstreamError::Failed(sentence.into())
+    }
+}
+
+/// The way out to upstreams: a pool of connections and the rules above. Clones share both. Belongs
+/// to the runtime it is first used on, which must live as long as the calls.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    client: Client,
+    allow_private: bool,
+    max_answer_bytes: usize,
+}
+
+impl Upstream {
+    /// `allow_private` (`UPSTREAM_ALLOW_PRIVATE`) lets calls go to any address, the platform's own
+    /// network included; `max_answer_bytes` is the most that is read of an answer.
+    ///
+    /// # Errors
+    ///
+    /// When the system's certificate authorities can't be loaded: without them no `https` upstream
+    /// could be told from an impostor.
+    pub fn new(allow_private: bool, max_answer_bytes: usize) -> Result<Upstream, reqwest::Error> {
+        // The whole process agrees on one provider; whoever installed one before has done our work.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = Client::builder()
+            .user_agent(concat!("spell-platform/", env!("CARGO_PKG_VERSION")))
+            .redirect(redirect::Policy::none())
+            .referer(false)
+            .no_proxy()
+            .dns_resolver(Arc::new(Guard { allow_private }))
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(MAX_IDLE_PER_HOST)
+            .build()?;
+        Ok(Upstream { client, allow_private, max_answer_bytes })
+    }
+
+    /// Reads a spell's URL as it will be called: `http` or `https`, with a host, without user and
+    /// password, and not at an address that is refused here. What a name leads to is only known
+    /// when it is called, and judged then.
+    ///
+    /// # Errors
+    ///
+    /// A sentence about `url` that whoever wrote the spell can act on.
+    pub fn check_url(&self, url: &str) -> Result<Url, String> {
+        let url = Url::parse(url).map_err(|error| format!("url is not a URL: {error}"))?;
+        self.admit(&url)?;
+        Ok(url)
+    }
+
+    /// POSTs `payload` as JSON to `url`, with `headers` from [`check_headers`], and gives what was
+    /// answered within `timeout`, which counts from now to the answer's last byte.
+    ///
+    /// An answer that is JSON is taken as such, whatever type it says it has. An empty one is null.
+    /// Any other one, JSON nested over 127 levels included, becomes a JSON string, with U+FFFD for
+    /// what is not UTF-8, which makes it up to three times as long. Strings in it may have NUL
+    /// characters: written as JSON they are escaped and harm nothing, but a string taken out of it
+    /// is no text that PostgreSQL would store.
+    ///
+    /// # Errors
+    ///
+    /// See [`UpstreamError`]. An answer of 3xx is a failure like one of 4xx or 5xx. `url` is checked
+    /// again, as the setting or the rules may have changed since it was stored.
+    pub async fn call(
+        &self,
+        url: &Url,
+        headers: &[(HeaderName, HeaderValue)],
+        timeout: Duration,
+        payload: &Value,
+    ) -> Result<Value, UpstreamError> {
+        match tokio::time::timeout(timeout, self.exchange(url, headers, payload)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(UpstreamError::TimedOut),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        url: &Url,
+        headers: &[(HeaderName, HeaderValue)],
+        payload: &Value,
+    ) -> Result<Value, UpstreamError> {
+        // The sentence of `admit` is for who wrote the URL. Who casts it need not know where it goes.
+        self.admit(url).map_err(|_| UpstreamError::failed(NOT_CALLED))?;
+        let body = serde_json::to_vec(payload)
+            .map_err(|_| UpstreamError::failed("the payload could not be written as JSON"))?;
+        let mut all = HeaderMap::new();
+        for (name, value) in headers {
+            // Without the `try_`, a map that is too large panics.
+            if RESERVED.contains(name) || all.try_insert(name.clone(), value.clone()).is_err() {
+                return Err(UpstreamError::failed("the spell's headers can't be sent"));
+            }
+        }
+        all.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+
+        let request = self.client.post(url.clone()).headers(all).body(body);
+        let mut response = request.send().await.map_err(|error| told(&error, "the call failed"))?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(UpstreamError::failed(format!("the upstream answered {}", status.as_u16())));
+        }
+        let mut answer = Vec::new();
+        while let Some(chunk) =
+            response.chunk().await.map_err(|error| told(&error, "the upstream's answer broke off"))?
+        {
+            if chunk.len() > self.max_answer_bytes.saturating_sub(answer.len()) {
+                return Err(UpstreamError::failed(format!(
+                    "the upstream answered more than {} bytes",
+                    self.max_answer_bytes
+                )));
+            }
+            answer.extend_from_slice(&chunk);
+        }
+        Ok(read(&answer))
+    }
+
+    /// What [`Upstream::check_url`] says, for a URL that is parsed already.
+    fn admit(&self, url: &Url) -> Result<(), String> {
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err("url must begin with http:// or https://".to_owned());
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("url must have no user and password in it; use headers for them".to_owned());
+        }
+        if url.as_str().len() > MAX_URL_BYTES {
+            return Err(format!("url must be at most {MAX_URL_BYTES} bytes long"));
+        }
+        let refused = match url.host() {
+            None => return Err("url must have a host".to_owned()),
+            _ if self.allow_private => None,
+            Some(Host::Domain(name)) => local_name(name).then_some("loopback, RFC 6761"),
+            Some(Host::Ipv4(ip)) => refused(IpAddr::V4(ip)),
+            Some(Host::Ipv6(ip)) => refused(IpAddr::V6(ip)),
+        };
+        match refused {
+            None => Ok(()),
+            Some(why) => Err(format!(
+                "url leads to {}, which is not a public address ({why}); UPSTREAM_ALLOW_PRIVATE=true allows it",
+                url.host_str().unwrap_or_default()
+            )),
+        }
+    }
+}
+
+/// Turns a spell's headers into those that [`Upstream::call`] sends, their values marked so that
+/// neither a debug print nor HTTP/2's compression table ever holds them.
+///
+/// # Errors
+///
+/// A sentence naming the header that can't be sent: no valid name or value, given twice (names do
+/// not differ by case), or one that is not the spell's to set, like `Host` or `Content-Type`. The
+/// value is never in it.
+pub fn check_headers(headers: &BTreeMap<String, String>) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
+    if headers.len() > MAX_HEADERS {
+        return Err(format!("headers must be at most {MAX_HEADERS}"));
+    }
+    let mut checked: Vec<(HeaderName, HeaderValue)> = Vec::with_capacity(headers.len());
+    for (name, value) in headers {
+        let Ok(parsed) = HeaderName::from_bytes(name.as_bytes()) else {
+            return Err(format!("headers has {name:?}, which is not a header's name"));
+        };
+        if RESERVED.contains(&parsed) {
+            return Err(format!("headers can't set {parsed}: the platform does"));
+        }
+        if checked.iter().any(|(other, _)| *other == parsed) {
+            return Err(format!("headers has {parsed} twice"));
+        }
+        if value.len() > MAX_HEADER_BYTES {
+            return Err(format!("headers has a value for {parsed} of more than {MAX_HEADER_BYTES} bytes"));
+        }
+        let Ok(mut value) = HeaderValue::from_str(value) else {
+            return Err(format!("headers has a value for {parsed} with a line break or control character"));
+        };
+        value.set_sensitive(true);
+        checked.push((parsed, value));
+    }
+    Ok(checked)
+}
+
+/// Whether a host name means this machine without being asked for (RFC 6761 section 6.3).
+fn local_name(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let last = name.rsplit('.').next().unwrap_or(name);
+    last.eq_ignore_ascii_case("localhost")
+}
+
+/// Why `ip` may not be called; `None` for an address on the public internet.
+fn refused(ip: IpAddr) -> Option<&'static str> {
+    match ip {
+        IpAddr::V4(ip) => refused_v4(ip),
+        IpAddr::V6(ip) => {
+            if CARRIES_V4.iter().any(|net| net.contains(&ip)) {
+                let [.., a, b, c, d] = ip.octets();
+                return refused_v4(Ipv4Addr::new(a, b, c, d));
+            }
+            let named = REFUSED_V6.iter().find(|(net, _)| net.contains(&ip)).map(|(_, why)| *why);
+            named.or_else(|| (!GLOBAL_V6.contains(&ip)).then_some("not global unicast, RFC 4291"))
+        }
+    }
+}
+
+fn refused_v4(ip: Ipv4Addr) -> Option<&'static str> {
+    REFUSED_V4.iter().find(|(net, _)| net.contains(&ip)).map(|(_, why)| *why)
+}
+
+/// Resolves names, and lets only the addresses through that may be called.
+struct Guard {
+    allow_private: bool,
+}
+
+impl Guard {
+    /// Those of `found` that may be called; an error if that is none of them.
+    fn pass(
+        allow_private: bool,
+        found: impl Iterator<Item = SocketAddr>,
+    ) -> Result<Vec<SocketAddr>, NonePublic> {
+        let passed: Vec<_> = found.filter(|at| allow_private || refused(at.ip()).is_none()).collect();
+        if passed.is_empty() { Err(NonePublic) } else { Ok(passed) }
+    }
+}
+
+impl Resolve for Guard {
+    fn resolve(&self, name: Name) -> Resolving {
+        let allow_private = self.allow_private;
+        Box::pin(async move {
+            // Port 0 is replaced by the URL's.
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let passed = Guard::pass(allow_private, found)?;
+            Ok(Box::new(passed.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// All addresses of a name were refused.
+#[derive(Debug, PartialEq, Eq)]
+struct NonePublic;
+
+impl fmt::Display for NonePublic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(NOT_CALLED)
+    }
+}
+
+impl Error for NonePublic {}
+
+const NOT_CALLED: &str = "the upstream has no address that may be called";
+
+/// What a client's error comes to, in words of ours: its own have the URL in them. `otherwise` is
+/// said of what has no better name.
+fn told(error: &reqwest::Error, otherwise: &str) -> UpstreamError {
+    if error.is_timeout() {
+        return UpstreamError::TimedOut;
+    }
+    let mut system = None;
+    let mut cause = error.source();
+    while let Some(at) = cause {
+        if at.is::<NonePublic>() {
+            return UpstreamError::failed(NOT_CALLED);
+        }
+        if let Some(tls) = at.downcast_ref::<rustls::Error>() {
+            return UpstreamError::failed(match tls {
+                rustls::Error::InvalidCertificate(_) => "the upstream's certificate is not valid",
+                _ => "no secure connection to the upstream could be made",
+            });
+        }
+        let io = at.downcast_ref::<io::Error>();
+        system = io.map(io::Error::kind).filter(names_a_cause).or(system);
+        // The `source` of an io::Error that was made from another error skips that one.
+        let inner = io.and_then(io::Error::get_ref).map(|inner| inner as &(dyn Error + 'static));
+        cause = inner.or_else(|| at.source());
+    }
+    let what = if error.is_dns() {
+        return UpstreamError::failed("the upstream's host name could not be resolved");
+    } else if error.is_connect() {
+        "no connection to the upstream could be made"
+    } else {
+        otherwise
+    };
+    UpstreamError::failed(match system {
+        Some(kind) => format!("{what}: {kind}"),
+        None => what.to_owned(),
+    })
+}
+
+/// Whether the system's name for an error says more than that there was one.
+fn names_a_cause(kind: &io::ErrorKind) -> bool {
+    !matches!(kind, io::ErrorKind::Other | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
+}
+
+/// An answer's bytes as a value; see [`Upstream::call`].
+fn read(answer: &[u8]) -> Value {
+    if answer.is_empty() {
+        return Value::Null;
+    }
+    match serde_json::from_slice::<Plain>(answer) {
+        Ok(Plain(value)) => value,
+        Err(_) => Value::String(String::from_utf8_lossy(answer).into_owned()),
+    }
+}
+
+/// JSON as it stands. `Value` itself reads an object whose first key is [`RAW`] as JSON inside a
+/// string, and counts the nesting in there from nothing again: half a megabyte holds some 2,000
+/// levels that way, too many for the stack of a debug build, here or wherever it is read next. No
+/// JSON that is meant as such has this key; what has it is text.
+struct Plain(Value);
+
+/// The key by which `serde_json` recognizes its own `RawValue`.
+const RAW: &str = "$serde_json::private::RawValue";
+
+/// The key under which `serde_json` hands over a number of arbitrary precision. An object that has
+/// it, alone and with digits, can't be told from a number, and is read as one.
+const NUMBER: &str = "$serde_json::private::Number";
+
+impl<'de> Deserialize<'de> for Plain {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Plain, D::Error> {
+        deserializer.deserialize_any(PlainVisitor)
+    }
+}
+
+struct PlainVisitor;
+
+impl<'de> Visitor<'de> for PlainVisitor {
+    type Value = Plain;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Plain, E> {
+        Ok(Plain(Value::Null))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Plain, E> {
+        Ok(Plain(Value::Bool(value)))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Plain, E> {
+        Ok(Plain(Value::Number(value.into())))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Plain, E> {
+        Ok(Plain(Value::Number(value.into())))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Plain, E> {
+        Ok(Plain(Number::from_f64(value).map_or(Value::Null, Value::Number)))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Plain, E> {
+        Ok(Plain(Value::String(value.to_owned())))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Plain, E> {
+        Ok(Plain(Value::String(value)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Plain, A::Error> {
+        let mut all = Vec::new();
+        while let Some(Plain(item)) = items.next_element()? {
+            all.push(item);
+        }
+        Ok(Plain(Value::Array(all)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Plain, A::Error> {
+        let mut all = Map::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            if key == NUMBER && all.is_empty() {
+                let number = entries.next_value::<String>()?.parse::<Number>().map_err(de::Error::custom)?;
+                // There is nothing after a number; after what only looks like one, there may be.
+                return match entries.next_key::<String>()? {
+                    None => Ok(Plain(Value::Number(number))),
+                    Some(_) => Err(de::Error::custom("a number with fields")),
+                };
+            }
+            if key == RAW || key == NUMBER {
+                return Err(de::Error::custom("a key that is not read the same way twice"));
+            }
+            let Plain(value) = entries.next_value()?;
+            all.insert(key, value);
+        }
+        Ok(Plain(Value::Object(all)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+        task::JoinHandle,
+    };
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+    const OK: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\n";
+
+    /// What the upstream of a test does once it has read the request.
+    enum Then {
+        Close,
+        Hang,
+        Reset,
+        /// Sends this for as long as somebody takes it.
+        Repeat(&'static [u8]),
+    }
+
+    fn upstream() -> Upstream {
+        Upstream::new(true, 1000).unwrap()
+    }
+
+    fn strict() -> Upstream {
+        Upstream::new(false, 1000).unwrap()
+    }
+
+    /// Reads one request whole: its head, and as much of a body as it announces.
+    async fn request(socket: &mut TcpStream) -> String {
+        let mut got = Vec::new();
+        loop {
+            let text = String::from_utf8_lossy(&got).into_owned();
+            if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                let length = head
+                    .lines()
+                    .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok())
+                    .unwrap_or(0);
+                if body.len() >= length {
+                    return text;
+                }
+            }
+            assert_ne!(socket.read_buf(&mut got).await.unwrap(), 0, "the request broke off: {text}");
+        }
+    }
+
+    /// A server for one connection: reads a request, sends `answer`, then does `then`. Gives its
+    /// port, and the request when it is over.
+    async fn serve(answer: impl Into<Vec<u8>>, then: Then) -> (u16, JoinHandle<String>) {
+        let answer = answer.into();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let served = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let got = request(&mut socket).await;
+            socket.write_all(&answer).await.unwrap();
+            match then {
+                Then::Close => socket.shutdown().await.unwrap_or(()),
+                Then::Hang => std::future::pending().await,
+                Then::Reset => {
+                    // Lets what was sent arrive first: a reset throws away what is under way.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    socket.set_zero_linger().unwrap();
+                }
+                Then::Repeat(piece) => while socket.write_all(piece).await.is_ok() {},
+            }
+            got
+        });
+        (port, served)
+    }
+
+    async fn call(upstream: &Upstream, port: u16, timeout: Duration) -> Result<Value, UpstreamError> {
+        let url = upstream.check_url(&format!("http://127.0.0.1:{port}/hidden?token=hidden")).unwrap();
+        let outcome = upstream.call(&url, &[], timeout, &json!({"n": 1})).await;
+        if let Err(error) = &outcome {
+            assert!(!error.to_string().contains("hidden"), "{error}");
+            assert!(!format!("{error:?}").contains("127.0.0.1"), "{error:?}");
+        }
+        outcome
+    }
+
+    /// The outcome of a call that is answered with these bytes and a closed connection.
+    async fn answered(answer: impl Into<Vec<u8>>) -> Result<Value, UpstreamError> {
+        let (port, _) = serve(answer, Then::Close).await;
+        call(&upstream(), port, SOON).await
+    }
+
+    fn failed(sentence: &str) -> Result<Value, UpstreamError> {
+        Err(UpstreamError::failed(sentence))
+    }
+
+    #[tokio::test]
+    async fn json_is_taken_whatever_it_calls_itself() {
+        let outcome = answered(format!("{OK}content-type: text/html\r\n\r\n{{\"a\":[1,1e400,\"\\u0000\"]}}"));
+        let value = outcome.await.unwrap();
+        assert_eq!(value["a"][2], "\0");
+        assert_eq!(value.to_string(), r#"{"a":[1,1e+400,"\u0000"]}"#);
+        assert_eq!(answered(format!("{OK}content-length: 5\r\n\r\nfalse")).await, Ok(json!(false)));
+        let created = "HTTP/1.1 201 Created\r\ncontent-length: 2\r\n\r\n[]";
+        assert_eq!(answered(created).await, Ok(json!([])));
+    }
+
+    #[tokio::test]
+    async fn text_is_a_string_and_nothing_is_null() {
+        assert_eq!(answered(format!("{OK}\r\nhello, {{}}")).await, Ok(json!("hello, {}")));
+        assert_eq!(answered([OK.as_bytes(), b"\r\na\xff\0"].concat()).await, Ok(json!("a\u{fffd}\0")));
+        assert_eq!(answered(format!("{OK}\r\n")).await, Ok(Value::Null));
+        assert_eq!(answered("HTTP/1.1 204 No Content\r\n\r\n").await, Ok(Value::Null));
+    }
+
+    #[tokio::test]
+    async fn only_2xx_is_an_answer() {
+        let error = "HTTP/1.1 500 Hidden\r\ncontent-length: 6\r\n\r\nhidden";
+        assert_eq!(answered(error).await, failed("the upstream answered 500"));
+        assert_eq!(answered("HTTP/1.1 404 No\r\n\r\n").await, failed("the upstream answered 404"));
+    }
+
+    #[tokio::test]
+    async fn a_redirect_is_not_followed() {
+        for status in [301, 302, 303, 307, 308] {
+            let (target, followed) = serve(format!("{OK}\r\n1"), Then::Close).await;
+            let answer = format!("HTTP/1.1 {status} Go\r\nlocation: http://127.0.0.1:{target}/\r\n\r\n");
+            assert_eq!(answered(answer).await, failed(&format!("the upstream answered {status}")));
+            assert!(!followed.is_finished());
+            followed.abort();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_upstream_times_out_wherever_it_stops() {
+        let short = Duration::from_millis(200);
+        for answer in ["", "HTTP/1.1 200 OK\r\nx-a", &format!("{OK}content-length: 9\r\n\r\n[1,")] {
+            let (port, _) = serve(answer, Then::Hang).await;
+            let began = std::time::Instant::now();
+            assert_eq!(call(&upstream(), port, short).await, Err(UpstreamError::TimedOut), "{answer}");
+            assert!(began.elapsed() < SOON);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_read_to_its_bound_and_no_further() {
+        let over = "the upstream answered more than 1000 bytes";
+        let exact = format!("{OK}content-length: 1000\r\n\r\n{}", "x".repeat(1000));
+        assert_eq!(answered(exact).await, Ok(json!("x".repeat(1000))));
+        let more = format!("{OK}content-length: 1001\r\n\r\n{}", "x".repeat(1001));
+        assert_eq!(answered(more).await, failed(over));
+        assert_eq!(answered(format!("{OK}\r\n{}", "x".repeat(5000))).await, failed(over));
+        // What is announced takes no memory before it comes.
+        let vast = format!("{OK}content-length: {}\r\n\r\n", u64::MAX / 2);
+        assert_eq!(answered(vast).await, failed("the upstream's answer broke off: unexpected end of file"));
+    }
+
+    #[tokio::test]
+    async fn an_endless_answer_ends() {
+        let chunked = format!("{OK}transfer-encoding: chunked\r\n\r\n");
+        let (port, served) = serve(chunked, Then::Repeat(b"4\r\n1234\r\n")).await;
+        let outcome = call(&upstream(), port, SOON).await;
+        assert_eq!(outcome, failed("the upstream answered more than 1000 bytes"));
+        served.await.unwrap();
+        // Nor does a head that never ends, or one that is put off for ever.
+        for (head, piece) in [
+            (OK, &b"x-more: 0123456789\r\n"[..]),
+            ("", b"HTTP/1.1 100 Continue\r\n\r\n"),
+            ("", b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n"),
+        ] {
+            let (port, _) = serve(head, Then::Repeat(Box::leak(Box::from(piece)))).await;
+            call(&upstream(), port, Duration::from_secs(1)).await.unwrap_err();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_is_a_failure() {
+        let part = format!("{OK}content-length: 9\r\n\r\n[1,");
+        let (port, _) = serve(part.clone(), Then::Reset).await;
+        let reset = "the upstream's answer broke off: connection reset";
+        assert_eq!(call(&upstream(), port, SOON).await, failed(reset));
+        let cut = "the upstream's answer broke off: unexpected end of file";
+        assert_eq!(answered(part).await, failed(cut));
+        assert_eq!(answered("").await, failed("the call failed"));
+        assert_eq!(answered("SSH-2.0-OpenSSH_9.7\r\n").await, failed("the call failed"));
+
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        let refused = "no connection to the upstream could be made: connection refused";
+        assert_eq!(call(&upstream(), closed, SOON).await, failed(refused));
+        let url = Url::parse("http://hidden.invalid/").unwrap();
+        let unknown = "the upstream's host name could not be resolved";
+        assert_eq!(upstream().call(&url, &[], SOON, &json!(1)).await, failed(unknown));
+    }
+
+    #[tokio::test]
+    async fn https_does_not_fall_back() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            socket.write_all(b"HTTP/1.1 200 OK\r\n\r\n1").await.unwrap();
+            let _ = socket.read(&mut [0; 1024]).await;
+        });
+        let url = Url::parse(&format!("https://127.0.0.1:{port}/")).unwrap();
+        let outcome = upstream().call(&url, &[], SOON, &json!(1)).await;
+        assert_eq!(outcome, failed("no secure connection to the upstream could be made"));
+    }
+
+    #[tokio::test]
+    async fn what_is_sent() {
+        let (port, served) = serve(format!("{OK}\r\n1"), Then::Close).await;
+        let headers = BTreeMap::from([
+            ("Authorization".to_owned(), "Bearer hidden".to_owned()),
+            ("X-Tenant".to_owned(), "seven".to_owned()),
+        ]);
+        let headers = check_headers(&headers).unwrap();
+        assert!(!format!("{headers:?}").contains("hidden"), "{headers:?}");
+        let url = upstream().check_url(&format!("http://localhost:{port}/a/b?c=d#e")).unwrap();
+        let payload = json!({"text": "ünï\0", "n": 12});
+        assert_eq!(upstream().call(&url, &headers, SOON, &payload).await, Ok(json!(1)));
+
+        let got = served.await.unwrap();
+        let (head, body) = got.split_once("\r\n\r\n").unwrap();
+        assert_eq!(body, payload.to_string());
+        let mut lines = head.lines();
+        assert_eq!(lines.next(), Some("POST /a/b?c=d HTTP/1.1"));
+        let mut lines: Vec<_> = lines.map(str::to_ascii_lowercase).collect();
+        lines.sort();
+        let expected = [
+            "accept: */*".to_owned(),
+            "authorization: bearer hidden".to_owned(),
+            format!("content-length: {}", body.len()),
+            "content-type: application/json".to_owned(),
+            format!("host: localhost:{port}"),
+            format!("user-agent: spell-platform/{}", env!("CARGO_PKG_VERSION")),
+            "x-tenant: seven".to_owned(),
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn headers_that_are_not_the_spells_to_set() {
+        let check = |name: &str, value: &str| {
+            check_headers(&BTreeMap::from([(name.to_owned(), value.to_owned())])).map(|_| ())
+        };
+        for name in RESERVED {
+            let name = name.as_str();
+            for spelling in [name.to_owned(), name.to_ascii_uppercase()] {
+                let sentence = format!("headers can't set {name}: the platform does");
+                assert_eq!(check(&spelling, "x"), Err(sentence));
+            }
+        }
+        for name in ["", " host", "host ", "ho st", "host:", ":authority", "a\r\nhost", "a\0", "é"] {
+            assert!(check(name, "x").unwrap_err().contains("not a header's name"), "{name:?}");
+        }
+        for value in ["hidden\r\nhost: evil", "hidden\n", "hidden\0", "hidden\u{7f}"] {
+            let error = check("x-a", value).unwrap_err();
+            assert!(error.contains("x-a") && !error.contains("hidden"), "{error}");
+        }
+        assert!(check("x-a", &"v".repeat(MAX_HEADER_BYTES)).is_ok());
+        assert!(check("x-a", &"v".repeat(MAX_HEADER_BYTES + 1)).is_err());
+        let twice = BTreeMap::from([("X-A".to_owned(), "1".to_owned()), ("x-a".to_owned(), "2".to_owned())]);
+        assert_eq!(check_headers(&twice), Err("headers has x-a twice".to_owned()));
+        let many = (0..=MAX_HEADERS).map(|n| (format!("x-{n}"), String::new())).collect();
+        assert!(check_headers(&many).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_call_refuses_headers_that_were_not_checked() {
+        let url = Url::parse("http://127.0.0.1:1/").unwrap();
+        let host = [(header::HOST, HeaderValue::from_static("evil"))];
+        let sentence = "the spell's headers can't be sent";
+        assert_eq!(upstream().call(&url, &host, SOON, &json!(1)).await, failed(sentence));
+        let flood: Vec<_> = (0..40_000)
+            .map(|n| (HeaderName::try_from(format!("x-{n}")).unwrap(), HeaderValue::from_static("")))
+            .collect();
+        assert_eq!(upstream().call(&url, &flood, SOON, &json!(1)).await, failed(sentence));
+    }
+
+    const REFUSED: [&str; 72] = [
+        "http://0.0.0.0/",
+        "http://0.1.2.3/",
+        "http://10.0.0.1/",
+        "http://10.255.255.255/",
+        "http://100.64.0.1/",
+        "http://100.100.100.200/",
+        "http://100.127.255.255/",
+        "http://127.0.0.1/",
+        "http://127.255.255.254:8080/",
+        "http://168.63.129.16/",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://172.16.0.1/",
+        "http://172.31.255.255/",
+        "http://192.0.0.192/",
+        "http://192.0.2.1/",
+        "http://192.88.99.1/",
+        "http://192.168.1.1/",
+        "http://198.18.0.1/",
+        "http://198.19.255.255/",
+        "http://198.51.100.1/",
+        "http://203.0.113.1/",
+        "http://224.0.0.1/",
+        "http://239.255.255.255/",
+        "http://240.0.0.1/",
+        "http://255.255.255.255/",
+        // The same in other spellings.
+        "http://127.0.0.1./",
+        "http://127.1/",
+        "http://127.0.1/",
+        "http://0/",
+        "http://2130706433/",
+        "http://0x7f000001/",
+        "http://0X7F.1/",
+        "http://0177.0.0.1/",
+        "http://017700000001/",
+        "http://3232235777/",
+        "http://%31%32%37.0.0.1/",
+        "http://１２７.0.0.1/",
+        "http://127。0。0。1/",
+        "http:127.0.0.1/",
+        "http:\\\\127.0.0.1\\",
+        "http://1\t2\n7.0.0.1/",
+        "HTTPS://127.0.0.1/",
+        "https://localhost/",
+        "http://LocalHost:80/",
+        "http://localhost./",
+        "http://app.localhost/",
+        "http://app.localhost.:1/",
+        "http://ｌocalhost/",
+        // IPv6, and IPv4 in it.
+        "http://[::]/",
+        "http://[::1]/",
+        "http://[0:0:0:0:0:0:0:1]/",
+        "http://[::2]/",
+        "http://[::7f00:1]/",
+        "http://[::8.8.8.8]/",
+        "http://[::ffff:127.0.0.1]/",
+        "http://[::ffff:a00:1]/",
+        "http://[::ffff:169.254.169.254]/",
+        "http://[::ffff:0:8.8.8.8]/",
+        "http://[64:ff9b::127.0.0.1]/",
+        "http://[64:ff9b::a9fe:a9fe]/",
+        "http://[64:ff9b:1::8.8.8.8]/",
+        "http://[100::1]/",
+        "http://[2001::1]/",
+        "http://[2001:2::1]/",
+        "http://[2001:db8::1]/",
+        "http://[2002:7f00:1::]/",
+        "http://[3fff::1]/",
+        "http://[5f00::1]/",
+        "http://[fd00:ec2::254]/",
+        "http://[fe80::1]/",
+        "http://[fec0::1]/",
+        "http://[ff02::1]/",
+    ];
+
+    #[tokio::test]
+    async fn private_addresses_are_refused_in_every_spelling() {
+        let (strict, lax) = (strict(), upstream());
+        for text in REFUSED {
+            let error = strict.check_url(text).unwrap_err();
+            assert!(error.contains("UPSTREAM_ALLOW_PRIVATE"), "{text}: {error}");
+            // Allowed as such, so that the refusal above is about the address.
+            let url = lax.check_url(text).unwrap();
+            // And again at the call, should a URL get there that was never checked.
+            assert_eq!(strict.call(&url, &[], SOON, &json!(1)).await, failed(NOT_CALLED), "{text}");
+        }
+    }
+
+    #[test]
+    fn public_addresses_are_allowed() {
+        let strict = strict();
+        for text in [
+            "http://example.com",
+            "https://api.example.com:8443/v1/run?key=value#part",
+            "https://localhost.example.com/",
+            "https://notlocalhost/",
+            "https://bücher.example/",
+            "http://1.1.1.1/",
+            "http://8.8.8.8:8080/",
+            "http://9.255.255.255/",
+            "http://11.0.0.0/",
+            "http://100.63.255.255/",
+            "http://100.128.0.0/",
+            "http://172.15.255.255/",
+            "http://172.32.0.0/",
+            "http://192.0.1.1/",
+            "http://198.20.0.0/",
+            "http://223.255.255.255/",
+            "http://[2606:4700:4700::1111]/",
+            "http://[2a00:1450:4001::200e]:443/",
+            "http://[::ffff:8.8.8.8]/",
+            "http://[64:ff9b::8.8.8.8]/",
+        ] {
+            assert_eq!(strict.check_url(text).map(|_| ()), Ok(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_url_of_an_upstream() {
+        for (text, part) in [
+            ("", "not a URL"),
+            ("example.com", "not a URL"),
+            ("/v1/run", "not a URL"),
+            ("http://", "not a URL"),
+            ("http://exa mple.com/", "not a URL"),
+            ("http://256.0.0.1/", "not a URL"),
+            ("http://[::1/", "not a URL"),
+            ("http://[fe80::1%25eth0]/", "not a URL"),
+            ("http://example.com:99999/", "not a URL"),
+            ("ftp://example.com/", "http://"),
+            ("file:///etc/passwd", "http://"),
+            ("gopher://example.com/", "http://"),
+            ("unix:/run/docker.sock", "http://"),
+            ("data:text/plain,x", "http://"),
+            ("javascript:alert(1)", "http://"),
+            ("http://user@example.com/", "user and password"),
+            ("http://user:hidden@example.com/", "user and password"),
+            ("http://:hidden@example.com/", "user and password"),
+            (&format!("http://example.com/{}", "x".repeat(MAX_URL_BYTES)), "at most"),
+        ] {
+            for upstream in [strict(), upstream()] {
+                let error = upstream.check_url(text).unwrap_err();
+                assert!(error.contains(part) && !error.contains("hidden"), "{text}: {error}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn odd_hosts_and_queries_do_not_panic() {
+        for text in ["http://./", "http://a..b/", "http://a_b,c!d.invalid/", "http://x.invalid/?{}|^`\"\\"] {
+            for upstream in [strict(), upstream()] {
+                if let Ok(url) = upstream.check_url(text) {
+                    upstream.call(&url, &[], SOON, &json!(1)).await.unwrap_err();
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_is_judged_by_what_it_resolves_to() {
+        // A name that passes `check_url` meets this resolver; `localhost` stands for it here.
+        let resolve = |allow_private| Guard { allow_private }.resolve("localhost".parse().unwrap());
+        let error = resolve(false).await.err().unwrap();
+        assert!(error.is::<NonePublic>(), "{error}");
+        assert!(resolve(true).await.unwrap().all(|at| at.ip().is_loopback()));
+
+        let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 0);
+        let mixed = [at("10.0.0.1"), at("1.1.1.1"), at("::1"), at("2606:4700:4700::1111")];
+        let public = vec![mixed[1], mixed[3]];
+        assert_eq!(Guard::pass(false, mixed.into_iter()), Ok(public));
+        assert_eq!(Guard::pass(true, mixed.into_iter()), Ok(mixed.to_vec()));
+        assert_eq!(Guard::pass(false, [at("::ffff:10.0.0.1")].into_iter()), Err(NonePublic));
+        assert_eq!(Guard::pass(true, [].into_iter()), Err(NonePublic));
+    }
+
+    #[tokio::test]
+    async fn the_resolver_is_the_one_that_connects() {
+        // With the check of the URL out of the way, the connector itself must not get through.
+        let (port, served) = serve(format!("{OK}\r\n1"), Then::Close).await;
+        let lax_about_urls = Upstream { allow_private: true, ..strict() };
+        let url = Url::parse(&format!("http://localhost:{port}/")).unwrap();
+        let outcome = lax_about_urls.call(&url, &[], SOON, &json!(1)).await;
+        assert_eq!(outcome, failed(NOT_CALLED));
+        assert!(!served.is_finished());
+        served.abort();
+    }
+
+    #[test]
+    fn json_nested_too_deep_is_text() {
+        let nested = |levels| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(read(nested(127).as_bytes()).is_array());
+        assert!(read(nested(128).as_bytes()).is_string());
+        assert!(read("[".repeat(1_000_000).as_bytes()).is_string());
+        assert!(read("{\"a\":".repeat(1_000_000).as_bytes()).is_string());
+    }
+
+    #[test]
+    fn json_inside_json_does_not_begin_to_count_again() {
+        let mut body = "1".to_owned();
+        for _ in 0..14 {
+            let text = Value::String(format!("{}{body}{}", "[".repeat(120), "]".repeat(120)));
+            body = format!("{{\"{RAW}\":{text}}}");
+        }
+        assert!(read(body.as_bytes()).is_string());
+        for text in [
+            format!("{{\"{RAW}\":\"1\"}}"),
+            format!("{{\"\\u0024{}\":\"1\"}}", &RAW[1..]),
+            format!("[{{\"a\":1,\"{RAW}\":2}}]"),
+            format!("{{\"{NUMBER}\":\"x\"}}"),
+            format!("{{\"{NUMBER}\":\"1\",\"a\":2}}"),
+            format!("{{\"a\":2,\"{NUMBER}\":\"1\"}}"),
+        ] {
+            assert_eq!(read(text.as_bytes()), Value::String(text.clone()));
+        }
+    }
+
+    #[test]
+    fn json_is_read_as_it_stands() {
+        let text = r#"{"b":null,"a":[true,false,-1,0,18446744073709551616,0.10,1e-7,"é\n\u0000\ud83d\ude00"],"":{}}"#;
+        let value: Value = serde_json::from_str(text).unwrap();
+        assert_eq!(read(text.as_bytes()), value);
+        assert_eq!(read(format!(" {text}\r\n").as_bytes()), value);
+        for text in ["{", "1 2", "nul", "\"\\ud800\"", " ", "01", "NaN", "{\"a\":1,}"] {
+            assert_eq!(read(text.as_bytes()), json!(text));
+        }
+    }
+}
