@@ -1,12 +1,18 @@
 //! A spend-control platform: keys, budgets that stop, prepaid credits and plans in front of
 //! anything that costs money per call. `ARCHITECTURE.md` is the map.
 
+pub mod app;
 pub mod budget;
+pub mod cast;
 pub mod clock;
 pub mod config;
+pub mod http;
 pub mod id;
+pub mod identity;
+pub mod json;
 pub mod ledger;
 pub mod money;
+pub mod rate;
 pub mod spell;
 pub mod store;
 pub mod telemetry;

@@ -20,6 +20,7 @@ use super::{
     balance::{Balance, BalanceId, Leg},
     decide::{Books, Decision, Entry, Hold, HoldState, Operation, decide},
     hold::{HoldRow, StoredHold, hold_columns},
+    idempotency::{self, KEPT_FOR, KnownKey},
     request::{Action, Answer, HeldFor, Keyed, NewHold, OnLost, Outcome, Refusal, Request, Spending, Undone},
 };
 use crate::{
@@ -30,9 +31,6 @@ use crate::{
     store::{Rows, Statement, StoreError, Tx, Value, binds, statements},
     window::{self, Window},
 };
-
-/// How long an answer is kept for its idempotency key.
-const KEPT_FOR: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
 
 statements! {
     LOCK_ACCOUNTS = "
@@ -53,12 +51,7 @@ statements! {
                CAST(COALESCE(SUM(calls), 0) AS BIGINT)
         FROM balances
         WHERE account_id = $1 AND kind = 'spend' AND starts_at >= $2 AND starts_at < $3
-          AND ($4 IS NULL OR key_id = $4) AND ($5 IS NULL OR spell = $5)";
-    KEYS = "
-        SELECT account_id, key, request_hash, status, answer
-        FROM idempotency_keys
-        WHERE (account_id, key) IN (SELECT given.value ->> 0, given.value ->> 1 FROM {rows})
-          AND expires_at > $2";
+          AND (CAST($4 AS TEXT) IS NULL OR key_id = $4) AND (CAST($5 AS TEXT) IS NULL OR spell = $5)";
 
     PUT_BALANCES = "
         INSERT INTO balances (id, account_id, kind, key_id, spell, budget_id, starts_at,
@@ -190,12 +183,6 @@ enum Subject {
     Window { budget: Budget, window: Window },
 }
 
-struct KnownKey {
-    request_hash: String,
-    /// `None`: its request still runs.
-    answer: Option<Answer>,
-}
-
 /// The part of the books that a batch touches, and what it will write back.
 struct Working {
     suspended: HashMap<AccountId, bool>,
@@ -229,15 +216,6 @@ struct BalanceRow {
     posted: i64,
     pending: i64,
     calls: i64,
-}
-
-#[derive(sqlx::FromRow)]
-struct KeyRow {
-    account_id: String,
-    key: String,
-    request_hash: String,
-    status: Option<i64>,
-    answer: Option<String>,
 }
 
 impl Working {
@@ -360,15 +338,7 @@ impl Working {
         if named.is_empty() {
             return Ok(());
         }
-        let rows: Vec<KeyRow> = tx.all(&KEYS, binds![named, oldest]).await?;
-        for row in rows {
-            let answer = row.status.map(|status| Answer {
-                status: u16::try_from(status).unwrap_or(200),
-                body: row.answer.unwrap_or_default(),
-            });
-            let known = KnownKey { request_hash: row.request_hash, answer };
-            self.keys.insert((row.account_id.into(), row.key), known);
-        }
+        self.keys = idempotency::known(tx, named, Time(oldest)).await?.into_iter().collect();
         Ok(())
     }
 
@@ -405,9 +375,9 @@ impl Working {
     fn decide(&mut self, request: &Request) -> Outcome {
         let Some(&suspended) = self.suspended.get(&request.account) else { return Outcome::NoAccount };
         if let Some(keyed) = request.action.keyed()
-            && let Some(outcome) = self.known_key(&request.account, keyed)
+            && let Some(known) = self.keys.get(&(request.account.clone(), keyed.key.clone()))
         {
-            return outcome;
+            return known.outcome_for(keyed);
         }
         match &request.action {
             Action::Charge { .. } | Action::Hold(_) if suspended => Outcome::Suspended,
@@ -501,15 +471,6 @@ impl Working {
             }
         }
         outcome
-    }
-
-    fn known_key(&self, account: &AccountId, keyed: &Keyed) -> Option<Outcome> {
-        let known = self.keys.get(&(account.clone(), keyed.key.clone()))?;
-        Some(match &known.answer {
-            _ if known.request_hash != keyed.request_hash => Outcome::KeyReused,
-            Some(answer) => Outcome::Replayed(answer.clone()),
-            None => Outcome::InProgress,
-        })
     }
 
     fn legs_of(&self, request: &Request, spending: &Spending) -> Vec<Leg> {
@@ -711,7 +672,8 @@ impl Working {
 }
 
 impl Action {
-    fn keyed(&self) -> Option<&Keyed> {
+    /// The idempotency key it came with.
+    pub fn keyed(&self) -> Option<&Keyed> {
         match self {
             Action::Charge { keyed, .. } | Action::Hold(NewHold { keyed, .. }) => keyed.as_ref(),
             _ => None,

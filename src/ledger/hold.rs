@@ -88,7 +88,7 @@ impl HoldRow {
 
 statements! {
     EXTERNAL_HOLDS = concat!("SELECT ", hold_columns!(), " FROM holds
-        WHERE account_id = $1 AND held_for = 'external' AND ($2 IS NULL OR id < $2)
+        WHERE account_id = $1 AND held_for = 'external' AND (CAST($2 AS TEXT) IS NULL OR id < $2)
         ORDER BY id DESC LIMIT $3");
     EXTERNAL_HOLD = concat!("SELECT ", hold_columns!(), " FROM holds
         WHERE account_id = $1 AND held_for = 'external' AND id = $2");

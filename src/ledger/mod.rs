@@ -7,8 +7,12 @@ mod apply;
 mod balance;
 mod decide;
 pub mod hold;
+pub mod idempotency;
 mod request;
 pub mod sweeper;
+#[cfg(test)]
+mod tests;
+pub mod usage;
 pub mod writer;
 
 pub use apply::{Spent, spent_in_window, would_refuse};

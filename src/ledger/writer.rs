@@ -240,7 +240,16 @@ impl Lane {
     async fn attempt(&self, id: &BatchId, batch: &[Job]) -> Result<Applied, Failure> {
         let mut tx = self.db.begin().await.map_err(Failure::Store)?;
         let requests: Vec<&Request> = batch.iter().map(|job| &job.request).collect();
-        let applied = apply(&mut tx, &requests).await.map_err(Failure::Store)?;
+        let applied = match apply(&mut tx, &requests).await {
+            Ok(applied) => applied,
+            Err(error) => {
+                // Rolled back, its connection serves the next attempt; dropped, it would be closed.
+                if !matches!(error, StoreError::Unavailable(_)) {
+                    tx.rollback().await.map_err(Failure::Store)?;
+                }
+                return Err(Failure::Store(error));
+            }
+        };
         if !applied.wrote {
             // Nothing to make durable; also spares the flush when everything was refused.
             tx.rollback().await.map_err(Failure::Store)?;

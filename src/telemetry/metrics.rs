@@ -6,7 +6,8 @@ use prometheus::{
 };
 
 /// What a cast came to, for the `status` label.
-pub const CAST_STATUSES: [&str; 5] = ["completed", "failed", "refused", "rate_limited", "unavailable"];
+pub const CAST_STATUSES: [&str; 6] =
+    ["completed", "failed", "replayed", "refused", "rate_limited", "unavailable"];
 
 /// All metrics of this process; one per [`crate::app::App`], so that tests do not share them.
 pub struct Metrics {
@@ -64,7 +65,10 @@ impl Metrics {
                 &registry,
                 IntGauge::new("db_pool_in_use", "Database connections in use."),
             ),
-            redis_errors: counter("redis_errors_total", "Calls to Redis that failed or took too long."),
+            redis_errors: counter(
+                "redis_errors_total",
+                "Rate decisions made without Redis because it failed, was too slow or was down.",
+            ),
             ledger_late: counter("ledger_late_total", "Holds that were settled after they had expired."),
             ledger_overrun: counter(
                 "ledger_overrun_total",

@@ -10,12 +10,13 @@ use super::wait;
 /// Where one test's servers keep their books.
 pub struct Backend {
     url: String,
-    kind: Kind,
+    /// Removes the database when it is dropped.
+    _kind: Kind,
 }
 
+#[expect(dead_code, reason = "what is in here is there to be dropped")]
 enum Kind {
-    /// Held for its file, which goes with it.
-    Sqlite(#[expect(dead_code, reason = "dropping it removes the database")] TempDir),
+    Sqlite(TempDir),
     Postgres(FreshDatabase),
 }
 
@@ -24,13 +25,13 @@ impl Backend {
         wait::not_across_midnight().await;
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", dir.path().join("books.db").display());
-        Backend { url, kind: Kind::Sqlite(dir) }
+        Backend { url, _kind: Kind::Sqlite(dir) }
     }
 
     pub async fn postgres() -> Backend {
         wait::not_across_midnight().await;
         let database = FreshDatabase::create().await;
-        Backend { url: database.url(), kind: Kind::Postgres(database) }
+        Backend { url: database.url(), _kind: Kind::Postgres(database) }
     }
 
     /// What `DATABASE_URL` is to be.
@@ -51,10 +52,6 @@ impl Backend {
         let url = Url::parse(&self.url).unwrap();
         (url.host_str().unwrap().to_owned(), url.port().unwrap_or(5432))
     }
-
-    pub fn is_postgres(&self) -> bool {
-        matches!(self.kind, Kind::Postgres(_))
-    }
 }
 
 /// A database of its own inside the test server.
@@ -65,7 +62,8 @@ struct FreshDatabase {
 
 impl FreshDatabase {
     async fn create() -> FreshDatabase {
-        let server = std::env::var("TEST_DATABASE_URL").expect("TEST_DATABASE_URL is not set: run scripts/test");
+        let server =
+            std::env::var("TEST_DATABASE_URL").expect("TEST_DATABASE_URL is not set: run scripts/test");
         let server = Url::parse(&server).expect("TEST_DATABASE_URL is not a URL: run scripts/test");
         let database = FreshDatabase { server, name: format!("it_{}", uuid::Uuid::now_v7().simple()) };
         database.tell(&format!("CREATE DATABASE {}", database.name)).await;

@@ -39,7 +39,8 @@ impl Client {
     /// The same server with this header and no other.
     pub fn with_header(&self, name: &str, value: &str) -> Client {
         let mut headers = HeaderMap::new();
-        headers.insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
+        headers
+            .insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
         Client { headers, ..self.clone() }
     }
 
@@ -297,7 +298,9 @@ pub fn shape(value: &Value, fields: &[&str]) {
 /// The values of one text field over a list.
 #[track_caller]
 pub fn names(list: &[Value], field: &str) -> Vec<String> {
-    list.iter().map(|item| item[field].as_str().unwrap_or_else(|| panic!("{field} of {item}")).to_owned()).collect()
+    list.iter()
+        .map(|item| item[field].as_str().unwrap_or_else(|| panic!("{field} of {item}")).to_owned())
+        .collect()
 }
 
 /// Every item of a list, page by page; `path` with a query.

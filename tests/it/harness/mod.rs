@@ -3,6 +3,7 @@
 
 mod backend;
 mod client;
+mod port;
 mod proxy;
 mod server;
 mod upstream;

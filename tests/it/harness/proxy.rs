@@ -8,6 +8,8 @@ use tokio::{
     sync::watch,
 };
 
+use super::port::Port;
+
 /// What the network does.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Weather {
@@ -22,38 +24,39 @@ enum Weather {
 
 /// Stands between the server and its database or Redis.
 pub struct Proxy {
-    port: u16,
+    port: Port,
     weather: Arc<watch::Sender<Weather>>,
 }
 
 impl Proxy {
-    /// In front of `host:port`, fair at first.
-    pub async fn to((host, port): (String, u16)) -> Proxy {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
+    /// In front of that host and port, fair at first.
+    pub async fn to(target: (String, u16)) -> Proxy {
+        let port = Port::pick();
+        let address = SocketAddr::from(([127, 0, 0, 1], port.number));
+        let listener = listen(address).unwrap();
         let weather = Arc::new(watch::Sender::new(Weather::Fair));
-        tokio::spawn(accept(address, Some(listener), (host, port), weather.subscribe()));
-        Proxy { port: address.port(), weather }
+        tokio::spawn(accept(address, Some(listener), target, weather.subscribe()));
+        Proxy { port, weather }
     }
 
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number
     }
 
     pub async fn cut(&self) {
         self.weather.send_replace(Weather::Cut);
         // Until the listener is gone, a connection may still be taken, to be closed at once.
-        while TcpStream::connect(("127.0.0.1", self.port)).await.is_ok() {}
+        while TcpStream::connect(("127.0.0.1", self.port.number)).await.is_ok() {}
     }
 
     pub async fn hang(&self) {
         self.weather.send_replace(Weather::Hung);
-        while TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {}
+        while TcpStream::connect(("127.0.0.1", self.port.number)).await.is_err() {}
     }
 
     pub async fn restore(&self) {
         self.weather.send_replace(Weather::Fair);
-        while TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {}
+        while TcpStream::connect(("127.0.0.1", self.port.number)).await.is_err() {}
     }
 }
 
@@ -69,7 +72,7 @@ async fn accept(
         if now == Weather::Cut {
             listener = None;
         } else if listener.is_none() {
-            listener = Some(listen_again(address).unwrap());
+            listener = Some(listen(address).unwrap());
         }
         let accepted = async {
             match &listener {
@@ -86,7 +89,7 @@ async fn accept(
     }
 }
 
-fn listen_again(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;

@@ -2,7 +2,6 @@
 
 use std::{
     fs::{self, File},
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -10,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{Backend, Client, Customer, eventually};
+use super::{Backend, Client, Customer, eventually, port::Port};
 
 /// The first admin key of every server here.
 pub const ADMIN_KEY: &str = "the-first-admin-key-of-every-test-0123456789";
@@ -63,27 +62,6 @@ impl Options {
     }
 }
 
-/// A port that no other test takes as long as this lives.
-struct Port {
-    number: u16,
-    /// Locked; the lock goes with it.
-    _lock: File,
-}
-
-impl Port {
-    fn pick() -> Port {
-        loop {
-            // Below the range that outgoing connections take their ports from.
-            let number = 20_000 + u16::try_from(uuid::Uuid::now_v7().as_u128() % 12_000).unwrap();
-            let lock = std::env::temp_dir().join(format!("spell-platform-it-port-{number}.lock"));
-            let lock = File::create(lock).unwrap();
-            if lock.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", number)).is_ok() {
-                return Port { number, _lock: lock };
-            }
-        }
-    }
-}
-
 /// What a process wrote.
 #[derive(Debug)]
 pub struct Output {
@@ -96,7 +74,7 @@ impl Output {
         format!("{}\n{}", self.stdout, self.stderr)
     }
 
-    fn of(dir: &Path) -> Output {
+    pub fn of(dir: &Path) -> Output {
         let read = |name| String::from_utf8_lossy(&fs::read(dir.join(name)).unwrap()).into_owned();
         Output { stdout: read("stdout"), stderr: read("stderr") }
     }
@@ -212,10 +190,6 @@ impl Server {
     /// A new account with one key.
     pub async fn customer(&self, name: &str) -> Customer {
         Customer::create(&self.admin(), name).await
-    }
-
-    pub fn base(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port.number)
     }
 
     pub fn port(&self) -> u16 {

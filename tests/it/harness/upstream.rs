@@ -84,10 +84,6 @@ impl Upstream {
     pub fn open_gate(&self) {
         self.state.gate.send_replace(true);
     }
-
-    pub fn close_gate(&self) {
-        self.state.gate.send_replace(false);
-    }
 }
 
 impl Drop for Upstream {
@@ -165,7 +161,8 @@ async fn answer(request: Request, count: usize, state: &State, write: &mut Owned
 
 async fn respond(write: &mut OwnedWriteHalf, status: &str, content_type: &str, body: &str) -> Option<()> {
     let length = body.len();
-    let head = format!("HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n");
+    let head =
+        format!("HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n");
     write.write_all(head.as_bytes()).await.ok()?;
     write.write_all(body.as_bytes()).await.ok()
 }

@@ -1,0 +1,216 @@
+//! The application: wires the parts, serves, and stops in order.
+//!
+//! # Failure behavior
+//!
+//! A bad configuration, or an address that can't be bound, ends the start. A database that is away
+//! does not: the server comes up, answers 503 and `/ready` says why, while the schema is brought up
+//! as soon as the database is there. On SIGTERM or SIGINT nothing new is taken, what was taken is
+//! answered and settled, what waits to be written is written, and the process ends within
+//! [`STOP_WITHIN`].
+
+use std::{io, net::TcpListener, sync::Arc, time::Duration};
+
+use actix_web::{App, HttpServer, dev::ServerHandle, middleware, web};
+use secrecy::ExposeSecret;
+use tokio::{runtime::Handle, task::JoinHandle, time::timeout};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    cast::Pipeline,
+    clock::Clock,
+    config::Config,
+    http::{self, AppState},
+    identity::Identity,
+    ledger::{Ledger, sweeper},
+    rate::Limiter,
+    spell::{Spells, upstream::Upstream},
+    store::{Db, StoreError},
+    telemetry::Metrics,
+};
+
+/// The longest a stop takes; below the 15 seconds that are promised.
+pub const STOP_WITHIN: Duration = Duration::from_secs(12);
+
+/// Why the application did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("DATABASE_URL: {0}")]
+    Database(String),
+    #[error("REDIS_URL: {0}")]
+    Redis(String),
+    #[error("HOST, PORT: {0}")]
+    Bind(io::Error),
+    #[error("the client for upstreams can't be made: {0}")]
+    Upstream(reqwest::Error),
+}
+
+/// The application, bound to its address and ready to run.
+pub struct Application {
+    state: web::Data<AppState>,
+    listener: TcpListener,
+    writer: JoinHandle<()>,
+}
+
+impl Application {
+    /// Wires everything. Must be called inside a tokio runtime, where the background tasks stay.
+    pub async fn build(config: Config) -> Result<Application, StartError> {
+        let listener = TcpListener::bind((config.host, config.port)).map_err(StartError::Bind)?;
+        let metrics = Arc::new(Metrics::new());
+        let clock = Clock::system();
+        let db = Db::open(config.database_url.expose_secret()).map_err(StartError::Database)?;
+        if let Err(error @ StoreError::Refused(_)) = db.migrate().await {
+            return Err(StartError::Database(error.to_string()));
+        }
+        let limiter = match &config.redis_url {
+            Some(url) => {
+                Limiter::over_redis(url.expose_secret(), metrics.clone()).map_err(StartError::Redis)?
+            }
+            None => Limiter::in_process(),
+        };
+        let upstream = Upstream::new(config.upstream_allow_private, config.max_body_bytes);
+        let spells = Spells::new(db.clone(), upstream.map_err(StartError::Upstream)?, config.cost_per_cast);
+        let (ledger, writer) = Ledger::start(db.clone(), metrics.clone());
+        let identity = Identity::new(db.clone(), clock.clone());
+        let pipeline = Pipeline {
+            db: db.clone(),
+            clock: clock.clone(),
+            ledger: ledger.clone(),
+            limiter: limiter.clone(),
+            spells: spells.clone(),
+            metrics: metrics.clone(),
+            rate_limit_per_minute: config.rate_limit_per_minute,
+            tasks: TaskTracker::new(),
+            runtime: Handle::current(),
+        };
+        let state = AppState { config, clock, db, metrics, ledger, limiter, identity, spells, pipeline };
+        Ok(Application { state: web::Data::new(state), listener, writer })
+    }
+
+    /// The address it is bound to.
+    pub fn address(&self) -> io::Result<std::net::SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until SIGTERM or SIGINT, then stops in order.
+    pub async fn run_until_stopped(self) -> io::Result<()> {
+        let Application { state, listener, writer } = self;
+        let address = listener.local_addr()?;
+        let shared = state.clone();
+        let server = HttpServer::new(move || {
+            App::new()
+                .wrap(middleware::from_fn(http::log_requests))
+                .app_data(shared.clone())
+                .configure(http::routes)
+        })
+        .shutdown_timeout(STOP_WITHIN.as_secs() - 4)
+        .disable_signals()
+        .listen(listener)?
+        .run();
+        let setup = tokio::spawn(set_up(state.clone(), address));
+        let sweeping = sweeper::start(state.db.clone(), state.clock.clone(), state.ledger.clone());
+        let flushing = tokio::spawn(keep_flushing(state.identity.clone()));
+        let signals = tokio::spawn(stop_on_signal(server.handle()));
+        tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
+        server.await?;
+        let ending = async {
+            state.pipeline.tasks.close();
+            state.pipeline.tasks.wait().await;
+            for task in [setup, sweeping, flushing, signals] {
+                task.abort();
+                let _ = task.await;
+            }
+            if let Err(error) = state.identity.flush().await {
+                tracing::warn!(%error, "when keys were last used could not be written");
+            }
+            let db = state.db.clone();
+            // The lanes end when nobody can ask them any more, and have then written what waited.
+            drop(state);
+            let _ = writer.await;
+            db.close().await;
+        };
+        if timeout(Duration::from_secs(3), ending).await.is_err() {
+            tracing::warn!("stopped while something was still waiting for the database");
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+async fn stop_on_signal(server: ServerHandle) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("signals can't be listened for; only SIGKILL will stop this process");
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: taking nothing new, answering what was taken");
+    server.stop(true).await;
+}
+
+/// Brings the schema up and makes the first admin's key, for as long as the database takes.
+async fn set_up(state: web::Data<AppState>, address: std::net::SocketAddr) {
+    let mut told = false;
+    loop {
+        let made = async {
+            state.db.migrate().await?;
+            sweeper::follow(&state.db, &state.clock).await?;
+            state.identity.bootstrap(state.config.bootstrap_api_key.as_ref()).await
+        };
+        match made.await {
+            Ok(Some(key)) => {
+                print_first_key(key.expose_secret(), address);
+                break;
+            }
+            Ok(None) => break,
+            Err(error) => {
+                if !told {
+                    tracing::error!(%error, "the database is not ready; trying on");
+                    told = true;
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        }
+    }
+    if told {
+        tracing::info!("the database is ready");
+    }
+}
+
+async fn keep_flushing(identity: Identity) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        ticks.tick().await;
+        if let Err(error) = identity.flush().await {
+            tracing::debug!(%error, "when keys were last used waits for the database");
+        }
+    }
+}
+
+/// Shows the first admin's key, this once, with what to do next.
+fn print_first_key(key: &str, address: std::net::SocketAddr) {
+    println!(
+        r#"
+This is the admin's API key. It is shown this once and can't be shown again:
+
+  {key}
+
+Cast a spell:
+
+  curl -s http://{address}/v1/cast -H 'Authorization: Bearer {key}' \
+    -H 'Content-Type: application/json' -d '{{"spell_name":"echo","payload":{{"hello":"world"}}}}'
+
+See a 402, by a budget with nothing in it:
+
+  curl -s 'http://{address}/v1/budgets?spell=echo' -H 'Authorization: Bearer {key}' \
+    -H 'Content-Type: application/json' -d '{{"period":"daily","hard_limit_cents":0}}'
+  curl -si http://{address}/v1/cast -H 'Authorization: Bearer {key}' \
+    -H 'Content-Type: application/json' -d '{{"spell_name":"echo","payload":{{}}}}'
+  curl -s -X DELETE 'http://{address}/v1/budgets?spell=echo' -H 'Authorization: Bearer {key}'
+"#
+    );
+}

@@ -1,0 +1,331 @@
+//! Who is calling, out of a request's headers; and what happens to those who can't say.
+//!
+//! # Failure behavior
+//!
+//! While the database does not answer nobody can be told apart, and the answer is 503, not 401. A
+//! 401 takes one from the allowance of the address it goes to, and beyond that it is a 429; a
+//! valid key is never held up by what others do from the same address.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use actix_web::{
+    Error, FromRequest, HttpMessage, HttpRequest, HttpResponse, ResponseError,
+    body::{EitherBody, MessageBody},
+    dev::{Payload, ServiceRequest, ServiceResponse},
+    http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
+    middleware::Next,
+    web,
+};
+use ipnet::IpNet;
+
+use super::{
+    error::{ApiError, Code},
+    state::AppState,
+};
+use crate::{
+    id::AccountId,
+    identity::{Caller, Denied},
+    rate::Standing,
+};
+
+/// The headers that tell a limited caller how its allowance stands.
+pub fn rate_headers(standing: &Standing) -> [(&'static str, String); 3] {
+    [
+        ("ratelimit-limit", standing.limit.to_string()),
+        ("ratelimit-remaining", standing.remaining.to_string()),
+        ("ratelimit-reset", standing.reset_seconds.to_string()),
+    ]
+}
+
+/// Middleware for routes that need a caller: finds out who it is, or answers in their stead.
+/// Handlers take the [`Caller`] as an argument.
+pub async fn identify<B: MessageBody + 'static>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<B>>, Error> {
+    match caller_of(&request).await {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.call(request).await.map(ServiceResponse::map_into_left_body)
+        }
+        // As a response and not as an `Err`, so that the middleware around this one sees it as one.
+        Err(refusal) => Ok(request.into_response(refusal).map_into_right_body()),
+    }
+}
+
+impl FromRequest for Caller {
+    type Error = ApiError;
+    type Future = std::future::Ready<Result<Caller, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let caller = request.extensions().get::<Caller>().cloned();
+        std::future::ready(caller.ok_or_else(|| {
+            tracing::error!(path = request.path(), "a route that needs a caller is not behind `identify`");
+            Code::Internal.into()
+        }))
+    }
+}
+
+impl From<Denied> for ApiError {
+    fn from(denied: Denied) -> ApiError {
+        ApiError::new(Code::Forbidden, denied.to_string())
+    }
+}
+
+/// The caller, acting for the account that the query names, or the answer that is given instead.
+async fn caller_of(request: &ServiceRequest) -> Result<Caller, HttpResponse> {
+    let answer = |error: ApiError| error.error_response();
+    let Some(state) = request.app_data::<web::Data<AppState>>() else {
+        return Err(answer(Code::Internal.into()));
+    };
+    let known = match credentials(request.headers()) {
+        Some(Presented::Key(key)) => {
+            state.identity.caller_of_key(key).await.map_err(|error| answer(error.into()))?
+        }
+        Some(Presented::Service(token)) => Caller::of_service(token, &state.config.service_tokens),
+        None => None,
+    };
+    let Some(caller) = known else {
+        return Err(refuse(request, state).await);
+    };
+    let named = named_account(request.query_string()).map_err(answer)?;
+    acting_for(state, caller, named).await.map_err(answer)
+}
+
+async fn acting_for(state: &AppState, caller: Caller, named: Option<AccountId>) -> Result<Caller, ApiError> {
+    let account = match named {
+        Some(account) if caller.is_admin() => account,
+        // Another's account is not there, for who is no admin.
+        Some(account) if account != caller.account => return Err(no_account()),
+        // Nothing has told yet how the service's own account stands; a key's came with the key.
+        None if caller.service => caller.account.clone(),
+        _ => return Ok(caller),
+    };
+    let suspended = state.identity.is_suspended(&account).await?.ok_or_else(no_account)?;
+    Ok(caller.acting_for(account, suspended))
+}
+
+/// 404 for an account that is not there, or not the caller's.
+pub(super) fn no_account() -> ApiError {
+    ApiError::new(Code::NotFound, "There is no such account.")
+}
+
+/// The 401, or beyond what its address is allowed of them, the 429.
+async fn refuse(request: &ServiceRequest, state: &AppState) -> HttpResponse {
+    let peer = request.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
+    let address = client_address(peer, request.headers(), &state.config.trusted_proxies);
+    let bucket = format!("address/{}", limited_as(address));
+    let standing = state.limiter.take(&bucket, state.config.rate_limit_anon_per_minute).await;
+    let mut response = match standing.allowed {
+        true => {
+            let mut response = ApiError::from(Code::Unauthorized).error_response();
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response
+        }
+        false => {
+            state.metrics.rate_limited.inc();
+            let error = ApiError::from(Code::RateLimited);
+            let mut response = error.with("retry_after", standing.retry_after_seconds).error_response();
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(standing.retry_after_seconds));
+            response
+        }
+    };
+    for (name, value) in rate_headers(&standing) {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            response.headers_mut().insert(HeaderName::from_static(name), value);
+        }
+    }
+    response
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Presented<'r> {
+    Key(&'r str),
+    Service(&'r str),
+}
+
+/// What the request presents to be known by; `None` if nothing, or if it says two things at once.
+fn credentials(headers: &HeaderMap) -> Option<Presented<'_>> {
+    let mut presented = Vec::new();
+    for value in headers.get_all(AUTHORIZATION) {
+        presented.extend(bearer(value.to_str().ok()?).map(Presented::Key));
+    }
+    for value in headers.get_all("x-api-key") {
+        presented.push(Presented::Key(value.to_str().ok()?.trim()));
+    }
+    for value in headers.get_all("x-internal-key") {
+        presented.push(Presented::Service(value.to_str().ok()?.trim()));
+    }
+    let (first, others) = presented.split_first()?;
+    others.iter().all(|other| other == first).then_some(*first)
+}
+
+/// The token of a `Bearer` header; other schemes are not ours to understand.
+fn bearer(header: &str) -> Option<&str> {
+    let (scheme, token) = header.trim().split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// The account that `?account_id=` names.
+fn named_account(query: &str) -> Result<Option<AccountId>, ApiError> {
+    let mut named = None;
+    let pairs = serde_urlencoded::from_str::<Vec<(String, String)>>(query).unwrap_or_default();
+    for (_, id) in pairs.into_iter().filter(|(name, _)| name == "account_id") {
+        if named.is_some() {
+            return Err(ApiError::invalid("The parameter `account_id` is there twice."));
+        }
+        named = Some(id_of(id).ok_or_else(no_account)?);
+    }
+    Ok(named)
+}
+
+/// An id out of a path or a query, if it could be one. What no id can be is not asked of a database,
+/// which would choke on some of it.
+pub(super) fn id_of<T: From<String>>(text: String) -> Option<T> {
+    let fits = (1..=200).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+    fits.then(|| text.into())
+}
+
+/// Where the request comes from: its peer, or, where that is a proxy of ours, the last address on
+/// its way that is not. Addresses further to the left are hearsay.
+fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let peer = peer.to_canonical();
+    let is_trusted = |address: &IpAddr| trusted.iter().any(|network| network.contains(address));
+    if !is_trusted(&peer) {
+        return peer;
+    }
+    let lines: Vec<&str> =
+        headers.get_all("x-forwarded-for").map(|line| line.to_str().unwrap_or("?")).collect();
+    let hops = lines.iter().rev().flat_map(|line| line.rsplit(','));
+    for hop in hops {
+        match address_of(hop.trim()) {
+            Some(address) if is_trusted(&address) => {}
+            Some(address) => return address,
+            None => return peer,
+        }
+    }
+    peer
+}
+
+/// An address, with or without a port.
+fn address_of(text: &str) -> Option<IpAddr> {
+    let parsed = text.parse::<IpAddr>().ok();
+    let parsed = parsed.or_else(|| text.parse::<std::net::SocketAddr>().ok().map(|address| address.ip()));
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::V6);
+    parsed.or_else(bracketed).map(|address| address.to_canonical())
+}
+
+/// Who shares an allowance: an IPv4 address, or an IPv6 /64, which is the least that anyone has.
+fn limited_as(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+        }
+        headers
+    }
+
+    fn key(lines: &[(&'static str, &str)]) -> Option<String> {
+        match credentials(&headers(lines)) {
+            Some(Presented::Key(key)) => Some(key.to_owned()),
+            Some(Presented::Service(token)) => Some(format!("service {token}")),
+            None => None,
+        }
+    }
+
+    #[test]
+    fn a_key_comes_in_either_header_and_only_one_of_it() {
+        for lines in [
+            &[("authorization", "Bearer k1")] as &[_],
+            &[("authorization", "bearer  k1 ")],
+            &[("x-api-key", "k1")],
+            &[("authorization", "Bearer k1"), ("x-api-key", "k1")],
+            &[("authorization", "Basic dTpw"), ("x-api-key", "k1")],
+        ] {
+            assert_eq!(key(lines).as_deref(), Some("k1"), "{lines:?}");
+        }
+        for lines in [
+            &[] as &[_],
+            &[("authorization", "k1")],
+            &[("authorization", "Basic k1")],
+            &[("authorization", "Bearer k1"), ("x-api-key", "k2")],
+            &[("x-api-key", "k1"), ("x-api-key", "k2")],
+            &[("x-api-key", "k1"), ("x-internal-key", "k1")],
+        ] {
+            assert_eq!(key(lines), None, "{lines:?}");
+        }
+        assert_eq!(key(&[("x-internal-key", "t")]).as_deref(), Some("service t"));
+    }
+
+    fn client(peer: &str, forwarded: &[&str]) -> String {
+        let trusted = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+        let lines: Vec<_> = forwarded.iter().map(|line| ("x-forwarded-for", *line)).collect();
+        client_address(peer.parse().unwrap(), &headers(&lines), &trusted).to_string()
+    }
+
+    #[test]
+    fn only_trusted_proxies_are_believed() {
+        assert_eq!(client("192.0.2.1", &["198.51.100.7"]), "192.0.2.1");
+        assert_eq!(client("10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(client("10.0.0.1", &["198.51.100.7"]), "198.51.100.7");
+        assert_eq!(client("fd00::1", &["198.51.100.7"]), "198.51.100.7");
+        assert_eq!(client("::ffff:10.0.0.1", &["198.51.100.7"]), "198.51.100.7");
+    }
+
+    #[test]
+    fn the_rightmost_address_that_is_no_proxy_of_ours_counts() {
+        assert_eq!(client("10.0.0.1", &["1.1.1.1, 198.51.100.7, 10.9.9.9"]), "198.51.100.7");
+        assert_eq!(client("10.0.0.1", &["1.1.1.1", "198.51.100.7", "10.2.3.4"]), "198.51.100.7");
+        assert_eq!(client("10.0.0.1", &["198.51.100.7:4711"]), "198.51.100.7");
+        assert_eq!(client("10.0.0.1", &["[2001:db8::1]:4711"]), "2001:db8::1");
+        assert_eq!(client("10.0.0.1", &["[2001:db8::1]"]), "2001:db8::1");
+        assert_eq!(client("10.0.0.1", &["::ffff:198.51.100.7"]), "198.51.100.7");
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_the_peers() {
+        for line in ["unknown", "1.1.1.1, who knows", "1.1.1.1,", "", "10.1.1.1, 10.2.2.2"] {
+            assert_eq!(client("10.0.0.1", &[line]), "10.0.0.1", "{line:?}");
+        }
+    }
+
+    #[test]
+    fn ipv6_is_limited_by_its_64() {
+        let limited = |text: &str| limited_as(text.parse().unwrap()).to_string();
+        assert_eq!(limited("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(limited("2001:db8:1:2::1"), "2001:db8:1:2::");
+        assert_eq!(limited("192.0.2.1"), "192.0.2.1");
+    }
+
+    #[test]
+    fn the_query_names_an_account_once() {
+        let named = |query| named_account(query).map(|id| id.map(|id| id.to_string()));
+        assert_eq!(named("limit=5").unwrap(), None);
+        assert_eq!(named("limit=5&account_id=acct%5F1").unwrap().as_deref(), Some("acct_1"));
+        assert_eq!(named("account_id=a&account_id=a").unwrap_err().code, Code::InvalidRequest);
+        for impossible in ["account_id=", "account_id=%00", "account_id=%C3%A9"] {
+            assert_eq!(named(impossible).unwrap_err().code, Code::NotFound, "{impossible}");
+        }
+    }
+
+    #[test]
+    fn an_allowance_is_told_in_three_headers() {
+        let standing =
+            Standing { allowed: true, limit: 60, remaining: 59, reset_seconds: 1, retry_after_seconds: 0 };
+        let told = rate_headers(&standing).map(|(name, value)| format!("{name}: {value}"));
+        assert_eq!(told, ["ratelimit-limit: 60", "ratelimit-remaining: 59", "ratelimit-reset: 1"]);
+    }
+}

@@ -1,0 +1,228 @@
+//! `/v1/cast` and what was cast.
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::{
+    AppState,
+    caller::rate_headers,
+    error::{ApiError, Code},
+    extract::{Body, Page, Query},
+};
+use crate::{
+    cast::{
+        Admission, Admitted, Failure, Finished,
+        history::{self, CastRow, Filter},
+    },
+    identity::{Caller, KeyScope},
+    ledger::{Answer, Keyed, Refusal},
+    spell::upstream::UpstreamError,
+};
+
+#[derive(Deserialize)]
+pub struct CastBody {
+    spell_name: String,
+    payload: Option<Value>,
+}
+
+/// `POST /v1/cast`
+pub async fn cast(
+    state: web::Data<AppState>,
+    caller: Caller,
+    request: HttpRequest,
+    body: Body<CastBody>,
+) -> Result<HttpResponse, ApiError> {
+    caller.require(KeyScope::Cast)?;
+    let keyed = idempotency_key(&request, &body.raw)?;
+    let CastBody { spell_name, payload } = body.value;
+    let payload = payload.unwrap_or(Value::Null);
+    let cast = state.pipeline.cast(&caller, &spell_name, payload, keyed, render).await;
+    Ok(respond(cast?))
+}
+
+/// The answer to a cast that ran.
+fn render(finished: &Finished) -> Answer {
+    let code = match &finished.result {
+        Ok(result) => {
+            let body = json!({
+                "id": finished.id,
+                "status": "COMPLETED",
+                "spell_name": finished.spell,
+                "result": result,
+                "error_code": null,
+                "created_at": finished.created_at,
+                "cost_cents": finished.cost.cents_rounded_up(),
+                "cost_usd": finished.cost.to_usd(),
+            });
+            return Answer { status: 200, body: body.to_string() };
+        }
+        Err(UpstreamError::Failed(_)) => Code::UpstreamFailed,
+        Err(UpstreamError::TimedOut) => Code::UpstreamTimeout,
+    };
+    let error = match &finished.result {
+        Err(UpstreamError::Failed(what)) => {
+            ApiError::new(code, format!("{} ({what})", code.sentence().trim_end_matches('.')))
+        }
+        _ => ApiError::from(code),
+    };
+    Answer { status: code.status(), body: error.with("id", finished.id.as_str()).body() }
+}
+
+/// The request's `Idempotency-Key`, with a hash of everything that makes it the same request.
+///
+/// Errors: 400 if it is no 1 to 255 visible ASCII characters.
+pub fn idempotency_key(request: &HttpRequest, body: &[u8]) -> Result<Option<Keyed>, ApiError> {
+    let Some(key) = request.headers().get("idempotency-key") else { return Ok(None) };
+    let visible =
+        |key: &&str| (1..=255).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
+    let key = key.to_str().ok().filter(visible);
+    let key =
+        key.ok_or_else(|| ApiError::invalid("`Idempotency-Key` must be 1 to 255 visible ASCII characters."))?;
+    let mut hash = Sha256::new();
+    hash.update(request.path().as_bytes());
+    hash.update([0]);
+    hash.update(body);
+    Ok(Some(Keyed { key: key.to_owned(), request_hash: hex::encode(hash.finalize()) }))
+}
+
+/// The answer to a request that wanted to spend, whatever it came to, with how the rate stands.
+pub fn respond(Admitted { admission, standing }: Admitted<Answer>) -> HttpResponse {
+    let (mut response, replayed) = match admission {
+        Admission::Admitted(answer) => (answered(answer), false),
+        Admission::Replayed(answer) => (answered(answer), true),
+        other => {
+            let error = match (&other, standing) {
+                (Admission::RateLimited, Some(standing)) => rate_limited(standing.retry_after_seconds),
+                _ => refused(other),
+            };
+            (actix_web::ResponseError::error_response(&error), false)
+        }
+    };
+    let headers = response.headers_mut();
+    if replayed {
+        headers.insert(
+            actix_web::http::header::HeaderName::from_static("idempotent-replayed"),
+            actix_web::http::header::HeaderValue::from_static("true"),
+        );
+    }
+    for (name, value) in standing.iter().flat_map(rate_headers) {
+        if let Ok(value) = value.parse() {
+            headers.insert(actix_web::http::header::HeaderName::from_static(name), value);
+        }
+    }
+    response
+}
+
+fn answered(answer: Answer) -> HttpResponse {
+    let status = actix_web::http::StatusCode::from_u16(answer.status).unwrap_or_default();
+    HttpResponse::build(status).content_type("application/json").body(answer.body)
+}
+
+/// 429, saying when to come back.
+pub fn rate_limited(seconds: u64) -> ApiError {
+    let mut error = ApiError::from(Code::RateLimited).with("retry_after", seconds);
+    error.retry_after = Some(seconds);
+    error
+}
+
+fn refused(admission: Admission<Answer>) -> ApiError {
+    match admission {
+        Admission::Refused(refusal) => budget_exceeded(&refusal),
+        Admission::RateLimited => Code::RateLimited.into(),
+        Admission::Suspended => Code::AccountSuspended.into(),
+        Admission::NoSuchSpell => Code::SpellNotFound.into(),
+        Admission::KeyReused => Code::IdempotencyKeyReused.into(),
+        Admission::InProgress => Code::InProgress.into(),
+        Admission::NoSuchAccount => Code::NotFound.into(),
+        Admission::OutOfRange => ApiError::invalid("The amount would not fit the account's totals."),
+        Admission::Admitted(_) | Admission::Replayed(_) => Code::Internal.into(),
+    }
+}
+
+fn budget_exceeded(refusal: &Refusal) -> ApiError {
+    let (limit, spent) = (refusal.hard_limit.cents_rounded_down(), refusal.spent.cents_rounded_up());
+    let message = format!(
+        "The {} budget of {} has a hard limit of {limit} cents, of which {spent} are spent and {} reserved; \
+         this asks for {} more.",
+        refusal.period.as_str(),
+        refusal.scope,
+        refusal.reserved.cents_rounded_up(),
+        refusal.requested.cents_rounded_up(),
+    );
+    ApiError::new(Code::BudgetExceeded, message)
+        .with("period", refusal.period.as_str())
+        .with("scope", refusal.scope.to_string())
+        .with("hard_limit_cents", limit)
+        .with("spent_cents", spent)
+        .with("reserved_cents", refusal.reserved.cents_rounded_up())
+        .with("requested_cents", refusal.requested.cents_rounded_up())
+        .with("resets_at", refusal.resets_at.map(|at| at.to_string()))
+}
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> ApiError {
+        match failure {
+            Failure::Ledger(error) => error.into(),
+            Failure::Store(error) => error.into(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+pub struct CastsQuery {
+    status: Option<String>,
+    key_id: Option<String>,
+    spell: Option<String>,
+    limit: Option<String>,
+    cursor: Option<String>,
+}
+
+/// `GET /v1/casts`
+pub async fn list(
+    state: web::Data<AppState>,
+    caller: Caller,
+    Query(query): Query<CastsQuery>,
+) -> Result<HttpResponse, ApiError> {
+    caller.require(KeyScope::Read)?;
+    let page = Page::new(query.limit.as_deref(), query.cursor)?;
+    let known = |status: &str| ["PENDING", "COMPLETED", "FAILED"].contains(&status);
+    let status = query.status.map(|status| status.to_ascii_uppercase());
+    if status.as_deref().is_some_and(|status| !known(status)) {
+        return Err(ApiError::invalid("`status` must be PENDING, COMPLETED or FAILED."));
+    }
+    let filter =
+        Filter { status: status.as_deref(), key: query.key_id.as_deref(), spell: query.spell.as_deref() };
+    let before = page.cursor.as_deref();
+    let rows = history::list(&state.db, &caller.account, filter, before, page.limit + 1).await?;
+    let mut answer = page.answer(rows.iter().map(|row| row.id.as_str()).collect(), |id| (*id).to_owned());
+    answer["data"] = rows.iter().take(page.limit as usize).map(cast_json).collect();
+    Ok(HttpResponse::Ok().json(answer))
+}
+
+/// `GET /v1/casts/{id}`
+pub async fn get(
+    state: web::Data<AppState>,
+    caller: Caller,
+    id: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    caller.require(KeyScope::Read)?;
+    let row = history::get(&state.db, &caller.account, &id).await?;
+    let row = row.ok_or_else(|| ApiError::new(Code::NotFound, "There is no such cast."))?;
+    Ok(HttpResponse::Ok().json(cast_json(&row)))
+}
+
+fn cast_json(row: &CastRow) -> Value {
+    json!({
+        "id": row.id,
+        "status": row.status,
+        "spell_name": row.spell,
+        "key_id": row.key,
+        "error_code": row.error_code,
+        "created_at": row.created_at,
+        "finished_at": row.finished_at,
+        "cost_cents": row.cost.cents_rounded_up(),
+        "cost_usd": row.cost.to_usd(),
+    })
+}

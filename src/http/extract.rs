@@ -1,0 +1,263 @@
+//! What a request says, read strictly: a field nobody knows is an error that names it, not a
+//! setting that silently does nothing.
+//!
+//! # Failure behavior
+//!
+//! Whatever is wrong with a request is a 4xx with a sentence; nothing of it is done.
+
+use std::{future::Future, pin::Pin};
+
+use actix_web::{FromRequest, HttpRequest, dev::Payload, http::header, web};
+use futures_util::StreamExt;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{
+    error::{ApiError, Code},
+    state::AppState,
+};
+use crate::json::{self, Nul};
+
+/// A JSON body as a `T`: `application/json`, within the size limit, without unknown fields. What may
+/// be absent is an `Option` in `T`, so that null counts as absent.
+pub struct Body<T> {
+    pub value: T,
+    /// The bytes as they came, for what is hashed or signed.
+    pub raw: web::Bytes,
+}
+
+/// As [`Body`], but an empty body counts as `{}`.
+pub struct OptionalBody<T>(pub T);
+
+impl<T: DeserializeOwned + 'static> FromRequest for Body<T> {
+    type Error = ApiError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, ApiError>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let (request, payload) = (request.clone(), payload.take());
+        Box::pin(async move {
+            let raw = read(&request, payload).await?;
+            require_json(&request)?;
+            Ok(Body { value: decode(&raw)?, raw })
+        })
+    }
+}
+
+impl<T: DeserializeOwned + 'static> FromRequest for OptionalBody<T> {
+    type Error = ApiError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, ApiError>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let (request, payload) = (request.clone(), payload.take());
+        Box::pin(async move {
+            let raw = read(&request, payload).await?;
+            if raw.is_empty() {
+                return Ok(OptionalBody(decode(b"{}")?));
+            }
+            require_json(&request)?;
+            Ok(OptionalBody(decode(&raw)?))
+        })
+    }
+}
+
+/// Reads the whole body, or stops where it passes the limit.
+async fn read(request: &HttpRequest, mut payload: Payload) -> Result<web::Bytes, ApiError> {
+    let limit =
+        request.app_data::<web::Data<AppState>>().map_or(1 << 20, |state| state.config.max_body_bytes);
+    let too_large = || {
+        ApiError::new(
+            Code::BodyTooLarge,
+            format!("The body is larger than the {limit} bytes this server takes."),
+        )
+    };
+    let announced = request.headers().get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > limit as u64) {
+        return Err(too_large());
+    }
+    let mut body = web::BytesMut::new();
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk.map_err(|_| ApiError::invalid("The body broke off."))?;
+        if body.len() + chunk.len() > limit {
+            return Err(too_large());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+fn require_json(request: &HttpRequest) -> Result<(), ApiError> {
+    let given = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = given.and_then(|value| value.split(';').next()).map(str::trim);
+    match essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) {
+        true => Ok(()),
+        false => Err(Code::UnsupportedMediaType.into()),
+    }
+}
+
+/// Reads a JSON object strictly.
+pub fn decode<T: DeserializeOwned>(raw: &[u8]) -> Result<T, ApiError> {
+    let value = json::parse(raw, Nul::Refused)
+        .map_err(|problem| ApiError::invalid(format!("The body is not valid JSON: {problem}.")))?;
+    match value {
+        Value::Object(_) => strictly(value, "field"),
+        _ => Err(ApiError::invalid("The body must be a JSON object.")),
+    }
+}
+
+/// Reads `value` as a `T`, refusing what `T` does not know and naming each `what` of it.
+fn strictly<T: DeserializeOwned>(value: Value, what: &str) -> Result<T, ApiError> {
+    let mut unknown = Vec::new();
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
+    let read = serde_ignored::deserialize(tracked, |path| unknown.push(format!("`{path}`")));
+    let read = read.map_err(|problem| {
+        let path = track.path().to_string();
+        let at = if path == "." { String::new() } else { format!("`{path}`: ") };
+        ApiError::invalid(format!("{at}{problem}."))
+    })?;
+    match unknown.as_slice() {
+        [] => Ok(read),
+        [one] => Err(ApiError::invalid(format!("Unknown {what} {one}."))),
+        several => Err(ApiError::invalid(format!("Unknown {what}s {}.", several.join(", ")))),
+    }
+}
+
+/// A query string as a `T`, without unknown or repeated parameters. `account_id` is not `T`'s
+/// business: it has been understood where the caller was.
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest for Query<T> {
+    type Error = ApiError;
+    type Future = std::future::Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        std::future::ready(query(request.query_string()).map(Query))
+    }
+}
+
+fn query<T: DeserializeOwned>(text: &str) -> Result<T, ApiError> {
+    let pairs: Vec<(String, String)> =
+        serde_urlencoded::from_str(text).map_err(|_| ApiError::invalid("The query string can't be read."))?;
+    let mut fields = serde_json::Map::new();
+    for (name, value) in pairs {
+        if value.contains('\0') || name.contains('\0') {
+            return Err(ApiError::invalid("The query string holds the character NUL."));
+        }
+        if fields.insert(name.clone(), Value::String(value)).is_some() {
+            return Err(ApiError::invalid(format!("The parameter `{name}` is there twice.")));
+        }
+    }
+    fields.shift_remove("account_id");
+    strictly(Value::Object(fields), "parameter")
+}
+
+/// How much of a list is wanted.
+#[derive(Debug)]
+pub struct Page {
+    pub limit: i64,
+    /// The id after which to go on.
+    pub cursor: Option<String>,
+}
+
+/// The largest page a list gives.
+const MAX_PAGE: i64 = 1_000;
+
+impl Page {
+    /// Reads `limit` (50 where absent, from 1 to 1000) and `cursor`.
+    pub fn new(limit: Option<&str>, cursor: Option<String>) -> Result<Page, ApiError> {
+        let limit = match limit.map(str::parse) {
+            None => 50,
+            Some(Ok(limit @ 1..=MAX_PAGE)) => limit,
+            Some(_) => return Err(ApiError::invalid(format!("`limit` must be from 1 to {MAX_PAGE}."))),
+        };
+        if cursor.as_ref().is_some_and(|cursor| cursor.is_empty() || cursor.len() > 200) {
+            return Err(ApiError::invalid("`cursor` is none that a list gave out."));
+        }
+        Ok(Page { limit, cursor })
+    }
+
+    /// A list's answer: `rows` were read with a limit of one more than the page's, so that the last
+    /// one tells whether there are more. `id` is what the next page goes on after.
+    pub fn answer<T: serde::Serialize>(&self, mut rows: Vec<T>, id: impl Fn(&T) -> String) -> Value {
+        let more = rows.len() as i64 > self.limit;
+        rows.truncate(self.limit as usize);
+        let next = if more { rows.last().map(id) } else { None };
+        serde_json::json!({ "data": rows, "next_cursor": next })
+    }
+}
+
+/// A name that people give: 1 to 200 characters, not only blanks, no control characters.
+pub fn name(field: &str, text: String) -> Result<String, ApiError> {
+    let fits = !text.trim().is_empty() && text.chars().count() <= 200 && !text.chars().any(char::is_control);
+    match fits {
+        true => Ok(text),
+        false => Err(ApiError::invalid(format!(
+            "`{field}` must have 1 to 200 characters, not all of them blank, and no control characters."
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Deserialize, Debug, PartialEq)]
+    struct Form {
+        name: String,
+        cents: Option<i64>,
+        payload: Option<Value>,
+    }
+
+    fn message(body: &str) -> String {
+        decode::<Form>(body.as_bytes()).unwrap_err().message
+    }
+
+    #[test]
+    fn each_unknown_field_is_named() {
+        assert_eq!(message(r#"{"name":"a","nmae":1,"x":{}}"#), "Unknown fields `nmae`, `x`.");
+        assert_eq!(message(r#"{"name":"a","x":null}"#), "Unknown field `x`.");
+    }
+
+    #[test]
+    fn a_wrong_type_is_named_by_its_field() {
+        for cents in ["5.0", "\"5\"", "true", "1e3", "99999999999999999999"] {
+            let problem = message(&format!(r#"{{"name":"a","cents":{cents}}}"#));
+            assert!(problem.contains("`cents`"), "{problem}");
+        }
+        assert!(message("{}").contains("name"));
+        assert!(message("[]").contains("object"));
+    }
+
+    #[test]
+    fn null_is_as_absent_and_payloads_are_free() {
+        let form: Form = decode(br#"{"name":"a","cents":null,"payload":{"any":[null,5.0]}}"#).unwrap();
+        assert_eq!(form.cents, None);
+        assert_eq!(form.payload.unwrap().to_string(), r#"{"any":[null,5.0]}"#);
+    }
+
+    #[test]
+    fn a_query_is_read_as_strictly() {
+        #[derive(Deserialize, Debug)]
+        struct Filter {
+            limit: Option<String>,
+        }
+        let filter = query::<Filter>("limit=5&account_id=acct_1").unwrap();
+        assert_eq!(filter.limit.as_deref(), Some("5"));
+        assert!(query::<Filter>("limit=5&limit=6").is_err());
+        assert!(query::<Filter>("limti=5").is_err());
+        assert!(query::<Filter>("limit=%00").is_err());
+    }
+
+    #[test]
+    fn a_page_has_1_to_1000_rows() {
+        for wrong in ["0", "1001", "-1", "abc", "5.0", "", "99999999999999999999"] {
+            assert!(Page::new(Some(wrong), None).is_err(), "{wrong}");
+        }
+        let page = Page::new(Some("2"), None).unwrap();
+        let more = page.answer(vec!["a", "b", "c"], |row| (*row).to_owned());
+        assert_eq!(more, serde_json::json!({"data": ["a", "b"], "next_cursor": "b"}));
+        assert_eq!(page.answer(vec!["a"], |row| (*row).to_owned())["next_cursor"], Value::Null);
+    }
+}

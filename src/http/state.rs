@@ -1,0 +1,20 @@
+//! What every handler may use.
+
+use std::sync::Arc;
+
+use crate::{
+    cast::Pipeline, clock::Clock, config::Config, identity::Identity, ledger::Ledger, rate::Limiter,
+    spell::Spells, store::Db, telemetry::Metrics,
+};
+
+pub struct AppState {
+    pub config: Config,
+    pub clock: Clock,
+    pub db: Db,
+    pub metrics: Arc<Metrics>,
+    pub ledger: Ledger,
+    pub limiter: Limiter,
+    pub identity: Identity,
+    pub spells: Spells,
+    pub pipeline: Pipeline,
+}

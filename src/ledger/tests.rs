@@ -1,0 +1,416 @@
+//! The ledger on real databases: random requests in random batches, and what must hold after each.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use super::{
+    apply::apply, balance::BalanceId, decide::HoldState, request::*, spent_in_window, writer::Ledger,
+};
+use crate::{
+    budget::{self, Limits, Scope},
+    clock::Time,
+    id::{AccountId, CastId, HoldId, KeyId},
+    money::Nanos,
+    store::{Db, Statement, binds, testing::each_backend},
+    telemetry::Metrics,
+    window::Period,
+};
+
+const NOON: Time = Time(1_763_726_400_000);
+const DAY: i64 = 24 * 60 * 60 * 1_000;
+
+const ADD_ACCOUNT: Statement =
+    Statement::new("INSERT INTO accounts (id, name, suspended, created_at) VALUES ($1, 'a', false, 0)");
+const SPEND: Statement = Statement::new(
+    "SELECT b.id, b.posted, b.pending, b.calls, CAST(COALESCE(SUM(e.amount), 0) AS BIGINT),
+            CAST(COALESCE(SUM(CASE WHEN e.cause = 'reversal' THEN -1 WHEN e.cause IS NULL THEN 0 ELSE 1 END), 0) AS BIGINT)
+     FROM balances b LEFT JOIN entries e ON e.balance_id = b.id
+     WHERE b.kind = 'spend' GROUP BY b.id, b.posted, b.pending, b.calls",
+);
+const WINDOWS: Statement =
+    Statement::new("SELECT budget_id, starts_at, posted, pending, calls FROM balances WHERE kind = 'window'");
+const OPEN_HOLDS: Statement =
+    Statement::new("SELECT account_id, key_id, spell, began_at, amount FROM holds WHERE state = 'open'");
+const CASTS: Statement = Statement::new(
+    "SELECT status, CAST(COUNT(*) AS BIGINT), CAST(COALESCE(SUM(cost), 0) AS BIGINT) FROM casts GROUP BY status",
+);
+
+/// Small, seeded, and good enough to shuffle requests.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+}
+
+/// Everything the books promise about themselves, recomputed from lines and holds.
+async fn check(db: &Db, accounts: &[AccountId]) {
+    let mut pending: HashMap<String, i64> = HashMap::new();
+    for (account, key, spell, began_at, amount) in
+        db.all::<(String, String, String, i64, i64)>(&OPEN_HOLDS, vec![]).await.unwrap()
+    {
+        let balance = BalanceId::spend(&account.into(), &key.into(), &spell, Time(began_at));
+        if amount == 0 {
+            continue; // what holds nothing needs no balance
+        }
+        *pending.entry(balance.to_string()).or_default() += amount;
+    }
+    for (id, posted, held, calls, lines, count) in
+        db.all::<(String, i64, i64, i64, i64, i64)>(&SPEND, vec![]).await.unwrap()
+    {
+        assert_eq!(posted, lines, "{id}: posted is what its lines say");
+        assert_eq!(calls, count, "{id}: a call a line");
+        assert_eq!(held, pending.remove(&id).unwrap_or(0), "{id}: pending is what its holds hold");
+    }
+    assert!(pending.is_empty(), "held on no balance: {pending:?}");
+    let windows = db.all::<(String, i64, i64, i64, i64)>(&WINDOWS, vec![]).await.unwrap();
+    for account in accounts {
+        for budget in budget::of_account(db, account).await.unwrap() {
+            for (_, start, posted, held, calls) in windows.iter().filter(|row| row.0 == budget.id.as_str()) {
+                let mut tx = db.begin_read().await.unwrap();
+                let window = budget.period.window(Time(*start));
+                let spent = spent_in_window(&mut tx, account, window, budget.scope.parts()).await.unwrap();
+                assert_eq!(
+                    (spent.posted.0, spent.pending.0, spent.calls),
+                    (*posted, *held, *calls),
+                    "{} {:?} from {start}",
+                    budget.scope,
+                    budget.period
+                );
+            }
+        }
+    }
+}
+
+fn charge(account: &AccountId, at: Time, key: &str, spell: &str, nanos: i64) -> Request {
+    let spending = Spending { key: key.into(), spell: spell.to_owned(), amount: Nanos(nanos) };
+    let answer = Answer { status: 200, body: "{}".to_owned() };
+    let action = Action::Charge { cast: CastId::new(), spending, keyed: None, answer };
+    Request { account: account.clone(), at, action }
+}
+
+fn hold(account: &AccountId, at: Time, key: &str, spell: &str, nanos: i64, ttl: i64) -> (HoldId, Request) {
+    let id = HoldId::new();
+    let spending = Spending { key: key.into(), spell: spell.to_owned(), amount: Nanos(nanos) };
+    let action = Action::Hold(NewHold {
+        id: id.clone(),
+        held_for: HeldFor::External,
+        spending,
+        expires_at: Time(at.0 + ttl),
+        on_lost: OnLost::Release,
+        keyed: None,
+        answer: None,
+    });
+    (id, Request { account: account.clone(), at, action })
+}
+
+fn hard(nanos: i64) -> Limits {
+    Limits { soft: None, hard: Some(Nanos(nanos)), notify_thresholds: Vec::new(), locked: false }
+}
+
+async fn accounts(db: &Db, count: usize) -> Vec<AccountId> {
+    let accounts: Vec<_> = (0..count).map(|n| AccountId::from(format!("acct_{n}"))).collect();
+    for account in &accounts {
+        db.execute(&ADD_ACCOUNT, binds![account]).await.unwrap();
+    }
+    accounts
+}
+
+async fn put(db: &Db, account: &AccountId, scope: Scope, period: Period, nanos: i64) {
+    budget::put(db, account, scope, period, hard(nanos), true, NOON).await.unwrap();
+}
+
+/// Random charges, holds, ends, budget changes and deletions, over days: after every batch the books
+/// agree with themselves, no limit that stood still was passed, and no refusal was false.
+#[tokio::test(flavor = "multi_thread")]
+async fn random_batches_keep_the_books() {
+    each_backend(|db| async move {
+        let mut dice = Dice(0x5eed_1234_abcd);
+        let accounts = accounts(&db, 3).await;
+        let (keys, spells) = (["key_a", "key_b"], ["echo", "draw"]);
+        let mut at = NOON;
+        let mut holds: Vec<(AccountId, HoldId)> = Vec::new();
+        for round in 0..120 {
+            at = Time(at.0 + dice.roll(DAY as u64 / 3) as i64);
+            if round % 4 == 0 {
+                let account = &accounts[dice.roll(3) as usize];
+                let scope = match dice.roll(4) {
+                    0 | 1 => Scope::Account,
+                    2 => Scope::Key(KeyId::from(keys[dice.roll(2) as usize])),
+                    _ => Scope::Spell(spells[dice.roll(2) as usize].to_owned()),
+                };
+                let period = Period::ALL[dice.roll(5) as usize];
+                if dice.roll(4) == 0 {
+                    let chosen = |b: &budget::Budget| b.scope == scope && b.period == period;
+                    budget::delete(&db, account, chosen, true).await.unwrap();
+                } else {
+                    put(&db, account, scope, period, dice.roll(400) as i64).await;
+                }
+            }
+            let mut requests = Vec::new();
+            for _ in 0..dice.roll(24) + 1 {
+                let account = &accounts[dice.roll(3) as usize];
+                let (key, spell) = (keys[dice.roll(2) as usize], spells[dice.roll(2) as usize]);
+                let nanos = dice.roll(9) as i64;
+                match dice.roll(6) {
+                    0 | 1 => requests.push(charge(account, at, key, spell, nanos)),
+                    2 => {
+                        let (id, request) =
+                            hold(account, at, key, spell, nanos, 1 + dice.roll(DAY as u64) as i64);
+                        holds.push((account.clone(), id));
+                        requests.push(request);
+                    }
+                    _ if holds.is_empty() => {}
+                    end => {
+                        let (account, hold) = holds[dice.roll(holds.len() as u64) as usize].clone();
+                        let held_for = HeldFor::External;
+                        let action = match end {
+                            3 => Action::Post { hold, held_for, amount: Nanos(nanos), answer: None },
+                            4 => Action::Void { hold, held_for, error_code: None, answer: None },
+                            _ => Action::Expire { hold },
+                        };
+                        requests.push(Request { account, at, action });
+                    }
+                }
+            }
+            let mut tx = db.begin().await.unwrap();
+            let batch: Vec<&Request> = requests.iter().collect();
+            let applied = apply(&mut tx, &batch).await.unwrap();
+            tx.commit().await.unwrap();
+            for outcome in &applied.outcomes {
+                if let Outcome::Refused(refusal) = outcome {
+                    let taken = refusal.spent.0 + refusal.reserved.0 + refusal.requested.0;
+                    assert!(taken > refusal.hard_limit.0, "a false refusal: {refusal:?}");
+                }
+            }
+            check(&db, &accounts).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn casts_that_run_at_once_stop_exactly_at_the_limit() {
+    each_backend(|db| async move {
+        let accounts = accounts(&db, 1).await;
+        put(&db, &accounts[0], Scope::Account, Period::Daily, 100).await;
+        put(&db, &accounts[0], Scope::Key("key_a".into()), Period::Monthly, 60).await;
+        let metrics = Arc::new(Metrics::new());
+        // Two writers on one database, as two replicas are.
+        let (first, _) = Ledger::start(db.clone(), metrics.clone());
+        let (second, _) = Ledger::start(db.clone(), metrics);
+        let asks = (0..400).map(|n| {
+            let ledger = if n % 2 == 0 { first.clone() } else { second.clone() };
+            let request = charge(&accounts[0], NOON, if n % 4 < 2 { "key_a" } else { "key_b" }, "echo", 1);
+            tokio::spawn(async move { ledger.ask(request).await.unwrap() })
+        });
+        let mut done = 0;
+        for ask in asks.collect::<Vec<_>>() {
+            match ask.await.unwrap() {
+                Outcome::Done => done += 1,
+                Outcome::Refused(refusal) => assert!(refusal.spent.0 + 1 > refusal.hard_limit.0),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(done, 100);
+        check(&db, &accounts).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_counts_what_was_spent_and_held_before_it_was_made() {
+    each_backend(|db| async move {
+        let accounts = accounts(&db, 1).await;
+        let account = &accounts[0];
+        let (ledger, _) = Ledger::start(db.clone(), Arc::new(Metrics::new()));
+        let ask = |request| ledger.ask(request);
+        assert_eq!(ask(charge(account, NOON, "key_a", "echo", 40)).await, Ok(Outcome::Done));
+        let (id, request) = hold(account, NOON, "key_a", "echo", 30, DAY);
+        assert_eq!(ask(request).await, Ok(Outcome::Done));
+        for _ in 0..2 {
+            put(&db, account, Scope::Account, Period::Daily, 80).await;
+            let refused = ask(charge(account, NOON, "key_b", "draw", 11)).await.unwrap();
+            let Outcome::Refused(refusal) = refused else { panic!("{refused:?}") };
+            assert_eq!((refusal.spent, refusal.reserved), (Nanos(40), Nanos(30)));
+            budget::delete(&db, account, |_| true, false).await.unwrap();
+        }
+        // A hold that was taken before the budget settles on it.
+        put(&db, account, Scope::Account, Period::Daily, 80).await;
+        assert_eq!(ask(charge(account, NOON, "key_b", "draw", 0)).await, Ok(Outcome::Done));
+        let (hold, held_for) = (id, HeldFor::External);
+        let post = Action::Post { hold, held_for, amount: Nanos(35), answer: None };
+        ask(Request { account: account.clone(), at: NOON, action: post }).await.unwrap();
+        assert_eq!(ask(charge(account, NOON, "key_a", "echo", 5)).await, Ok(Outcome::Done));
+        assert!(matches!(ask(charge(account, NOON, "key_a", "echo", 1)).await, Ok(Outcome::Refused(_))));
+        check(&db, &accounts).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_belongs_to_the_window_it_began_in() {
+    each_backend(|db| async move {
+        let accounts = accounts(&db, 1).await;
+        let account = &accounts[0];
+        put(&db, account, Scope::Account, Period::Daily, 10).await;
+        let (ledger, _) = Ledger::start(db.clone(), Arc::new(Metrics::new()));
+        let (hold, request) = hold(account, NOON, "key_a", "echo", 10, 2 * DAY);
+        assert_eq!(ledger.ask(request).await, Ok(Outcome::Done));
+        let tomorrow = Time(NOON.0 + DAY);
+        assert_eq!(ledger.ask(charge(account, tomorrow, "key_a", "echo", 10)).await, Ok(Outcome::Done));
+        let action = Action::Post { hold, held_for: HeldFor::External, amount: Nanos(10), answer: None };
+        ledger.ask(Request { account: account.clone(), at: tomorrow, action }).await.unwrap();
+        // A replica whose clock is a day behind still counts in its own day, which is full as well.
+        for at in [NOON, tomorrow] {
+            let more = ledger.ask(charge(account, at, "key_a", "echo", 1)).await;
+            assert!(matches!(more, Ok(Outcome::Refused(_))), "{more:?}");
+        }
+        check(&db, &accounts).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_idempotency_key_is_one_charge() {
+    each_backend(|db| async move {
+        let accounts = accounts(&db, 1).await;
+        let (ledger, _) = Ledger::start(db.clone(), Arc::new(Metrics::new()));
+        let keyed = |hash: &str| Some(Keyed { key: "k".to_owned(), request_hash: hash.to_owned() });
+        let request = |hash: &str| {
+            let mut request = charge(&accounts[0], NOON, "key_a", "echo", 3);
+            if let Action::Charge { keyed: slot, answer, cast, .. } = &mut request.action {
+                *slot = keyed(hash);
+                answer.body = format!("\"{cast}\"");
+            }
+            request
+        };
+        let asks: Vec<_> = (0..64)
+            .map(|_| {
+                let (ledger, request) = (ledger.clone(), request("one"));
+                tokio::spawn(async move { ledger.ask(request).await.unwrap() })
+            })
+            .collect();
+        let mut outcomes = Vec::new();
+        for ask in asks {
+            outcomes.push(ask.await.unwrap());
+        }
+        assert_eq!(outcomes.iter().filter(|outcome| **outcome == Outcome::Done).count(), 1);
+        let answers: std::collections::HashSet<_> = outcomes
+            .iter()
+            .filter_map(|outcome| match outcome {
+                Outcome::Replayed(answer) => Some(answer.body.clone()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(answers.len(), 1);
+        assert_eq!(ledger.ask(request("another")).await, Ok(Outcome::KeyReused));
+        let later = Time(NOON.0 + DAY + 1);
+        let again = Request { at: later, ..request("another") };
+        assert_eq!(ledger.ask(again).await, Ok(Outcome::Done), "after 24 hours the key is free");
+        check(&db, &accounts).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_was_answered_is_undone() {
+    each_backend(|db| async move {
+        let accounts = accounts(&db, 1).await;
+        put(&db, &accounts[0], Scope::Account, Period::Daily, 10).await;
+        let (ledger, _) = Ledger::start(db.clone(), Arc::new(Metrics::new()));
+        let mut request = charge(&accounts[0], NOON, "key_a", "echo", 10);
+        let keyed = Some(Keyed { key: "k".to_owned(), request_hash: "h".to_owned() });
+        let Action::Charge { cast, spending, keyed: slot, .. } = &mut request.action else { unreachable!() };
+        *slot = keyed.clone();
+        let undone = Undone::Charge { cast: cast.clone(), spending: spending.clone() };
+        assert_eq!(ledger.ask(request.clone()).await, Ok(Outcome::Done));
+        assert!(matches!(ledger.ask(request.clone()).await, Ok(Outcome::Replayed(_))));
+        let undo = Action::Undo { undone, keyed: keyed.clone() };
+        let undo = Request { account: accounts[0].clone(), at: NOON, action: undo };
+        assert_eq!(ledger.ask(undo).await, Ok(Outcome::Done));
+        check(&db, &accounts).await;
+        let rows = db.all::<(String, i64, i64)>(&CASTS, vec![]).await.unwrap();
+        assert_eq!(rows, [("FAILED".to_owned(), 1, 0)]);
+        let mut anew = charge(&accounts[0], NOON, "key_a", "echo", 10);
+        if let Action::Charge { keyed: slot, .. } = &mut anew.action {
+            *slot = keyed;
+        }
+        assert_eq!(ledger.ask(anew).await, Ok(Outcome::Done), "there is room again, and the key is free");
+        check(&db, &accounts).await;
+    })
+    .await;
+}
+
+/// A request that the database refuses (here: a second cast of the same id) fails alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_share_a_transaction_but_no_failure() {
+    each_backend(|db| async move {
+        let accounts = accounts(&db, 4).await;
+        let (ledger, _) = Ledger::start(db.clone(), Arc::new(Metrics::new()));
+        let poison = charge(&accounts[0], NOON, "key_a", "echo", 1);
+        assert_eq!(ledger.ask(poison.clone()).await, Ok(Outcome::Done));
+        let asks: Vec<_> = (0..200)
+            .map(|n| {
+                let ledger = ledger.clone();
+                let request = if n % 50 == 7 {
+                    poison.clone()
+                } else {
+                    charge(&accounts[n % 4], NOON, "key_b", "echo", 1)
+                };
+                tokio::spawn(async move { ledger.ask(request).await })
+            })
+            .collect();
+        let (mut done, mut refused) = (0, 0);
+        for ask in asks {
+            match ask.await.unwrap() {
+                Ok(Outcome::Done) => done += 1,
+                Err(_) => refused += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((done, refused), (196, 4));
+        check(&db, &accounts).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sweeper_ends_what_is_due_and_nothing_else() {
+    each_backend(|db| async move {
+        let accounts = accounts(&db, 2).await;
+        let (ledger, _) = Ledger::start(db.clone(), Arc::new(Metrics::new()));
+        let (due, request) = hold(&accounts[0], NOON, "key_a", "echo", 5, 1_000);
+        ledger.ask(request).await.unwrap();
+        let (later, request) = hold(&accounts[1], NOON, "key_a", "echo", 5, 2_000);
+        ledger.ask(request).await.unwrap();
+        let clock = crate::clock::Clock::manual(Time(NOON.0 + 1_000));
+        for _ in 0..3 {
+            super::sweeper::sweep(&db, &clock, &ledger).await.unwrap();
+        }
+        let state = async |account, hold| super::hold::get(&db, account, hold).await.unwrap().unwrap().state;
+        assert_eq!(state(&accounts[0], &due).await, HoldState::Expired);
+        assert_eq!(state(&accounts[1], &later).await, HoldState::Open);
+        check(&db, &accounts).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_clone_gone_ends_the_lanes_after_what_waited() {
+    each_backend(|db| async move {
+        let accounts = accounts(&db, 1).await;
+        let (ledger, lanes) = Ledger::start(db.clone(), Arc::new(Metrics::new()));
+        let ask = {
+            let (ledger, request) = (ledger.clone(), charge(&accounts[0], NOON, "key_a", "echo", 1));
+            tokio::spawn(async move { ledger.ask(request).await })
+        };
+        drop(ledger);
+        assert_eq!(ask.await.unwrap(), Ok(Outcome::Done));
+        tokio::time::timeout(Duration::from_secs(5), lanes).await.unwrap().unwrap();
+    })
+    .await;
+}

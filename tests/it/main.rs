@@ -1,0 +1,24 @@
+//! The platform as its users meet it: the real binary, over HTTP, on both databases, judged by the
+//! contract alone. `scripts/test` brings the PostgreSQL and the Redis that these tests want.
+//!
+//! A module per noun; what they share is in [`harness`].
+
+mod harness;
+
+mod accounts;
+mod budgets;
+mod casts;
+mod concurrency;
+mod crash;
+mod holds;
+mod idempotency;
+mod input;
+mod keys;
+mod metrics;
+mod model;
+mod outages;
+mod poison;
+mod rate;
+mod replicas;
+mod startup;
+mod upstream;
