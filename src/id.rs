@@ -17,7 +17,7 @@ macro_rules! ids {
         impl $name {
             /// A new id, greater than those this process made before it.
             #[allow(dead_code)]
-            pub fn new() -> Self {
+            pub fn fresh() -> Self {
                 Self(format!(concat!($prefix, "_{}"), uuid::Uuid::now_v7().simple()).into())
             }
 

@@ -192,7 +192,7 @@ pub async fn put(
     }
     let (id, created_at) = match &existing {
         Some(budget) => (budget.id.clone(), budget.created_at),
-        None => (BudgetId::new(), now),
+        None => (BudgetId::fresh(), now),
     };
     let values = binds![
         &id,
@@ -205,7 +205,7 @@ pub async fn put(
         limits.locked,
         now,
         // Ids grow with time, so of two changes in one millisecond the later one comes first.
-        &BudgetId::new(),
+        &BudgetId::fresh(),
     ];
     tx.execute(&PUT_BUDGET, values).await?;
     tx.commit().await?;

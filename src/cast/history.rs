@@ -82,7 +82,7 @@ pub async fn list(
 }
 
 /// One of the account's casts.
-pub async fn get(db: &Db, account: &AccountId, cast: &str) -> Result<Option<CastRow>, StoreError> {
+pub async fn get(db: &Db, account: &AccountId, cast: &CastId) -> Result<Option<CastRow>, StoreError> {
     let row: Option<Stored> = db.optional(&CAST, binds![account, cast]).await?;
     Ok(row.map(CastRow::from))
 }

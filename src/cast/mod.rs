@@ -138,7 +138,7 @@ impl Pipeline {
             Ok(spell) => spell,
             Err(admission) => return Ok(self.not_run(caller, admission).await),
         };
-        let id = CastId::new();
+        let id = CastId::fresh();
         let spending = Spending { key: caller.key.clone(), spell: spell.name.clone(), amount: spell.price };
         if spell.is_instant() {
             let result = self.spells.run(&spell, &payload).await;
@@ -195,7 +195,7 @@ impl Pipeline {
         {
             return Ok(self.not_run(caller, admission).await);
         }
-        let (id, expires_at) = (HoldId::new(), at.plus(ttl));
+        let (id, expires_at) = (HoldId::fresh(), at.plus(ttl));
         let answer = render(&id, expires_at);
         let spell = spell_name.unwrap_or_default().to_owned();
         let spending = Spending { key: caller.key.clone(), spell, amount };

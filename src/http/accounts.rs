@@ -10,9 +10,9 @@ use actix_web::{HttpResponse, web};
 use serde::Deserialize;
 
 use super::{
-    caller::{id_of, no_account},
+    caller::no_account,
     error::ApiError,
-    extract::{Body, Page, Query, name},
+    extract::{Body, Page, Query, id_of, name},
     state::AppState,
 };
 use crate::{

@@ -20,6 +20,7 @@ use ipnet::IpNet;
 
 use super::{
     error::{ApiError, Code},
+    extract::id_of,
     state::AppState,
 };
 use crate::{
@@ -177,13 +178,6 @@ fn named_account(query: &str) -> Result<Option<AccountId>, ApiError> {
         named = Some(id_of(id).ok_or_else(no_account)?);
     }
     Ok(named)
-}
-
-/// An id out of a path or a query, if it could be one. What no id can be is not asked of a database,
-/// which would choke on some of it.
-pub(super) fn id_of<T: From<String>>(text: String) -> Option<T> {
-    let fits = (1..=200).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
-    fits.then(|| text.into())
 }
 
 /// Where the request comes from: its peer, or, where that is a proxy of ours, the last address on

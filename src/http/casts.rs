@@ -9,13 +9,14 @@ use super::{
     AppState,
     caller::rate_headers,
     error::{ApiError, Code},
-    extract::{Body, Page, Query},
+    extract::{Body, Page, Query, id_of},
 };
 use crate::{
     cast::{
         Admission, Admitted, Failure, Finished,
         history::{self, CastRow, Filter},
     },
+    id::CastId,
     identity::{Caller, KeyScope},
     ledger::{Answer, Keyed, Refusal},
     spell::upstream::UpstreamError,
@@ -208,8 +209,9 @@ pub async fn get(
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Read)?;
-    let row = history::get(&state.db, &caller.account, &id).await?;
-    let row = row.ok_or_else(|| ApiError::new(Code::NotFound, "There is no such cast."))?;
+    let no_cast = || ApiError::new(Code::NotFound, "There is no such cast.");
+    let id: CastId = id_of(id.into_inner()).ok_or_else(no_cast)?;
+    let row = history::get(&state.db, &caller.account, &id).await?.ok_or_else(no_cast)?;
     Ok(HttpResponse::Ok().json(cast_json(&row)))
 }
 

@@ -187,6 +187,13 @@ impl Page {
     }
 }
 
+/// An id out of a path or a query, if it could be one. What no id can be is not asked of a database,
+/// which would choke on some of it.
+pub fn id_of<T: From<String>>(text: String) -> Option<T> {
+    let fits = (1..=200).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+    fits.then(|| text.into())
+}
+
 /// A name that people give: 1 to 200 characters, not only blanks, no control characters.
 pub fn name(field: &str, text: String) -> Result<String, ApiError> {
     let fits = !text.trim().is_empty() && text.chars().count() <= 200 && !text.chars().any(char::is_control);

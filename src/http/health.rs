@@ -24,13 +24,13 @@ pub async fn ready(state: web::Data<AppState>) -> HttpResponse {
     let stripe = if state.config.missing_for_billing.is_empty() { "configured" } else { "not configured" };
     let mut body = json!({ "status": "ok", "database": "ok", "redis": redis, "stripe": stripe });
     match database {
-        Ok(_) => HttpResponse::Ok().json(body),
-        Err(error) => {
-            tracing::debug!(%error, "not ready");
+        // Without the first admin's key nobody could be told from a stranger.
+        Ok(_) if state.identity.is_ready() => HttpResponse::Ok().json(body),
+        _ => {
             body["status"] = Value::from("unavailable");
             body["database"] = Value::from("unavailable");
             body["error"] = Value::from(Code::DatabaseUnavailable.as_str());
-            body["message"] = Value::from("The database does not answer.");
+            body["message"] = Value::from("The database does not answer, or is still being set up.");
             HttpResponse::ServiceUnavailable().json(body)
         }
     }

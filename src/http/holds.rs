@@ -10,9 +10,10 @@ use super::{
     AppState,
     casts::{idempotency_key, respond},
     error::{ApiError, Code},
-    extract::{Body, OptionalBody, Page, Query},
+    extract::{Body, OptionalBody, Page, Query, id_of},
 };
 use crate::{
+    id::HoldId,
     identity::{Caller, KeyScope},
     ledger::{Action, Answer, HeldFor, HoldRow, HoldState, Outcome, Request, hold},
     money::{MAX_CENTS, Nanos},
@@ -56,7 +57,7 @@ pub async fn create(
     let keyed = idempotency_key(&request, &body.raw)?;
     let NewHoldBody { amount_cents, ttl_seconds, spell } = body.value;
     let (amount, ttl) = (amount(amount_cents)?, ttl(ttl_seconds)?);
-    let render = |id: &crate::id::HoldId, expires_at| {
+    let render = |id: &HoldId, expires_at| {
         let body = json!({ "id": id, "amount_cents": amount_cents, "expires_at": expires_at });
         Answer { status: 201, body: body.to_string() }
     };
@@ -85,7 +86,7 @@ pub async fn get(
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Read)?;
-    let row = hold::get(&state.db, &caller.account, &id.as_str().into()).await?;
+    let row = hold::get(&state.db, &caller.account, &hold_id(id)?).await?;
     Ok(HttpResponse::Ok().json(hold_json(&row.ok_or_else(no_hold)?)))
 }
 
@@ -97,7 +98,7 @@ pub async fn settle(
     body: Body<SettleBody>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Cast)?;
-    let (hold, held_for) = (id.as_str().into(), HeldFor::External);
+    let (hold, held_for) = (hold_id(id)?, HeldFor::External);
     let amount = amount(body.value.amount_cents)?;
     let ended = end(&state, &caller, Action::Post { hold, held_for, amount, answer: None }).await?;
     Ok(HttpResponse::Ok().json(hold_json(&ended)))
@@ -112,7 +113,7 @@ pub async fn extend(
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Cast)?;
     let expires_at = state.clock.now().plus(ttl(body.0.ttl_seconds)?);
-    let (hold, held_for) = (id.as_str().into(), HeldFor::External);
+    let (hold, held_for) = (hold_id(id)?, HeldFor::External);
     let extended = end(&state, &caller, Action::Extend { hold, held_for, expires_at }).await?;
     Ok(HttpResponse::Ok().json(hold_json(&extended)))
 }
@@ -124,7 +125,7 @@ pub async fn void(
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Cast)?;
-    let (hold, held_for) = (id.as_str().into(), HeldFor::External);
+    let (hold, held_for) = (hold_id(id)?, HeldFor::External);
     end(&state, &caller, Action::Void { hold, held_for, error_code: None, answer: None }).await?;
     Ok(HttpResponse::NoContent().finish())
 }
@@ -142,6 +143,10 @@ async fn end(state: &AppState, caller: &Caller, action: Action) -> Result<HoldRo
         Outcome::OutOfRange => Err(ApiError::invalid("The amount would not fit the account's totals.")),
         _ => Err(no_hold()),
     }
+}
+
+fn hold_id(path: web::Path<String>) -> Result<HoldId, ApiError> {
+    id_of(path.into_inner()).ok_or_else(no_hold)
 }
 
 fn no_hold() -> ApiError {

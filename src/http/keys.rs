@@ -13,9 +13,9 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    caller::{id_of, no_account},
+    caller::no_account,
     error::{ApiError, Code},
-    extract::{Body, OptionalBody, Page, Query, name},
+    extract::{Body, OptionalBody, Page, Query, id_of, name},
     state::AppState,
 };
 use crate::{

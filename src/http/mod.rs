@@ -27,6 +27,8 @@ pub use state::AppState;
 pub fn routes(config: &mut web::ServiceConfig) {
     let at = |path: &str| resource(path).default_service(web::to(method_not_allowed));
     config
+        // A path that is no UTF-8 names nothing.
+        .app_data(web::PathConfig::default().error_handler(|_, _| ApiError::from(Code::NotFound).into()))
         .service(at("/healthz").route(get().to(health::health)))
         .service(at("/health").route(get().to(health::health)))
         .service(at("/ready").route(get().to(health::ready)))

@@ -76,7 +76,7 @@ impl From<AccountRow> for Account {
 
 /// Makes an account.
 pub async fn create(db: &Db, name: String, email: Option<String>, now: Time) -> Result<Account, StoreError> {
-    let account = Account { id: AccountId::new(), name, email, suspended: false, created_at: now };
+    let account = Account { id: AccountId::fresh(), name, email, suspended: false, created_at: now };
     let values = binds![&account.id, &account.name, account.email.clone(), false, now];
     db.execute(&INSERT_ACCOUNT, values).await?;
     Ok(account)

@@ -244,7 +244,7 @@ async fn insert(
     now: Time,
 ) -> Result<ApiKey, StoreError> {
     let key = ApiKey {
-        id: KeyId::new(),
+        id: KeyId::fresh(),
         name: new.name,
         prefix: prefix_of(secret),
         created_at: now,
@@ -447,9 +447,9 @@ mod tests {
 
             let (second, _) = create(&db, &account, named("two"), Time(3)).await.unwrap().unwrap();
             let page = list(&db, &account, None, 1).await.unwrap();
-            assert_eq!(page, [second.clone()]);
+            assert_eq!(page, std::slice::from_ref(&second));
             let rest = list(&db, &account, Some(second.id.as_str()), 9).await.unwrap();
-            assert_eq!(rest, [key.clone()]);
+            assert_eq!(rest, std::slice::from_ref(&key));
             assert_eq!(get(&db, &account, &key.id).await.unwrap(), Some(key.clone()));
 
             let other = an_account(&db).await;

@@ -331,7 +331,7 @@ impl Working {
         let mut oldest = i64::MAX;
         for request in requests {
             if let Some(keyed) = request.action.keyed() {
-                named.push(&[Value::from(request.account.as_str()), Value::from(&keyed.key)]);
+                named.push([Value::from(request.account.as_str()), Value::from(&keyed.key)]);
                 oldest = oldest.min(request.at.0);
             }
         }
@@ -439,7 +439,7 @@ impl Working {
                     let cost = if charge { ended.amount } else { Nanos::ZERO };
                     self.end_cast(request, &ended, "FAILED", cost, Some("lost"));
                     // Nobody was answered, so whoever asks again with the same key is served anew.
-                    self.writes.keys_of_lost_holds.push(&[Value::from(hold.as_str())]);
+                    self.writes.keys_of_lost_holds.push([Value::from(hold.as_str())]);
                 }
                 outcome
             }
@@ -465,9 +465,9 @@ impl Working {
         };
         if matches!(outcome, Outcome::Done | Outcome::Hold(_)) {
             // For a hold that was no cast's this finds no row.
-            self.writes.ended_casts.push(&binds![cast, "FAILED", Nanos::ZERO, "unanswered", request.at]);
+            self.writes.ended_casts.push(binds![cast, "FAILED", Nanos::ZERO, "unanswered", request.at]);
             if let Some(Keyed { key, .. }) = keyed {
-                self.writes.dropped_keys.push(&binds![&request.account, key]);
+                self.writes.dropped_keys.push(binds![&request.account, key]);
             }
         }
         outcome
@@ -543,7 +543,7 @@ impl Working {
 
     fn record_cast(&mut self, request: &Request, id: &str, spending: &Spending, status: &str) {
         let completed = status == "COMPLETED";
-        self.writes.casts.push(&[
+        self.writes.casts.push([
             Value::from(id),
             Value::from(request.account.as_str()),
             Value::from(spending.key.as_str()),
@@ -586,7 +586,7 @@ impl Working {
         error: Option<&str>,
     ) {
         if hold.held_for == HeldFor::Cast {
-            self.writes.ended_casts.push(&[
+            self.writes.ended_casts.push([
                 Value::from(hold.id.as_str()),
                 Value::from(status),
                 Value::from(cost),
@@ -605,7 +605,7 @@ impl Working {
         answer: Option<&Answer>,
     ) {
         let Some(keyed) = keyed else { return };
-        self.writes.keys.push(&[
+        self.writes.keys.push([
             Value::from(request.account.as_str()),
             Value::from(&keyed.key),
             Value::from(&keyed.request_hash),
@@ -622,7 +622,7 @@ impl Working {
     fn answer_key(&mut self, hold: &HoldId, answer: Option<&Answer>) {
         if let Some(Answer { status, body }) = answer {
             let status = Value::from(i64::from(*status));
-            self.writes.answered_keys.push(&[Value::from(hold.as_str()), status, Value::from(body)]);
+            self.writes.answered_keys.push([Value::from(hold.as_str()), status, Value::from(body)]);
         }
     }
 
@@ -632,12 +632,12 @@ impl Working {
         for (id, subject) in &self.subjects {
             let now = &self.books.balances[id];
             if *now != self.loaded[id] {
-                balances.push(&subject.row(id, now));
+                balances.push(subject.row(id, now));
             }
         }
         let mut entries = Rows::default();
         for (entry, at) in &self.writes.entries {
-            entries.push(&[
+            entries.push([
                 Value::from(&entry.reference),
                 Value::from(entry.cause),
                 Value::from(entry.balance.as_str()),
@@ -647,7 +647,7 @@ impl Working {
         }
         let mut holds = Rows::default();
         for id in &self.writes.changed_holds {
-            holds.push(&hold_columns_of(&self.holds[id]));
+            holds.push(hold_columns_of(&self.holds[id]));
         }
         let statements: [(&Statement, Rows); 9] = [
             (&PUT_BALANCES, balances),

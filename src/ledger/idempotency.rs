@@ -79,7 +79,7 @@ pub async fn earlier(
     now: Time,
 ) -> Result<Option<Outcome>, StoreError> {
     let mut named = Rows::default();
-    named.push(&binds![account, &keyed.key]);
+    named.push(binds![account, &keyed.key]);
     let row: Option<KeyRow> = db.optional(&KNOWN_KEYS, binds![named, now]).await?;
     Ok(row.map(|row| KnownKey::from(row).outcome_for(keyed)))
 }

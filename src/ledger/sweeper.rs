@@ -30,7 +30,6 @@ const BATCHES_KEPT: i64 = 60 * 60 * 1_000;
 statements! {
     FORGET_KEYS = "DELETE FROM idempotency_keys WHERE expires_at <= $1";
     FORGET_BATCHES = "DELETE FROM batches WHERE created_at <= $1";
-    FORGET_SECRETS = "DELETE FROM api_key_secrets WHERE expires_at <= $1";
 }
 
 /// Starts sweeping, until the task is aborted.
@@ -83,7 +82,6 @@ pub async fn sweep(db: &Db, clock: &Clock, ledger: &Ledger) -> Result<(), StoreE
 
 async fn forget(db: &Db, now: Time) -> Result<(), StoreError> {
     db.execute(&FORGET_KEYS, binds![now]).await?;
-    db.execute(&FORGET_SECRETS, binds![now]).await?;
     db.execute(&FORGET_BATCHES, binds![Time(now.0 - BATCHES_KEPT)]).await?;
     Ok(())
 }

@@ -18,19 +18,19 @@ use crate::{
 const NOON: Time = Time(1_763_726_400_000);
 const DAY: i64 = 24 * 60 * 60 * 1_000;
 
-const ADD_ACCOUNT: Statement =
+static ADD_ACCOUNT: Statement =
     Statement::new("INSERT INTO accounts (id, name, suspended, created_at) VALUES ($1, 'a', false, 0)");
-const SPEND: Statement = Statement::new(
+static SPEND: Statement = Statement::new(
     "SELECT b.id, b.posted, b.pending, b.calls, CAST(COALESCE(SUM(e.amount), 0) AS BIGINT),
             CAST(COALESCE(SUM(CASE WHEN e.cause = 'reversal' THEN -1 WHEN e.cause IS NULL THEN 0 ELSE 1 END), 0) AS BIGINT)
      FROM balances b LEFT JOIN entries e ON e.balance_id = b.id
      WHERE b.kind = 'spend' GROUP BY b.id, b.posted, b.pending, b.calls",
 );
-const WINDOWS: Statement =
+static WINDOWS: Statement =
     Statement::new("SELECT budget_id, starts_at, posted, pending, calls FROM balances WHERE kind = 'window'");
-const OPEN_HOLDS: Statement =
+static OPEN_HOLDS: Statement =
     Statement::new("SELECT account_id, key_id, spell, began_at, amount FROM holds WHERE state = 'open'");
-const CASTS: Statement = Statement::new(
+static CASTS: Statement = Statement::new(
     "SELECT status, CAST(COUNT(*) AS BIGINT), CAST(COALESCE(SUM(cost), 0) AS BIGINT) FROM casts GROUP BY status",
 );
 
@@ -88,12 +88,12 @@ async fn check(db: &Db, accounts: &[AccountId]) {
 fn charge(account: &AccountId, at: Time, key: &str, spell: &str, nanos: i64) -> Request {
     let spending = Spending { key: key.into(), spell: spell.to_owned(), amount: Nanos(nanos) };
     let answer = Answer { status: 200, body: "{}".to_owned() };
-    let action = Action::Charge { cast: CastId::new(), spending, keyed: None, answer };
+    let action = Action::Charge { cast: CastId::fresh(), spending, keyed: None, answer };
     Request { account: account.clone(), at, action }
 }
 
 fn hold(account: &AccountId, at: Time, key: &str, spell: &str, nanos: i64, ttl: i64) -> (HoldId, Request) {
-    let id = HoldId::new();
+    let id = HoldId::fresh();
     let spending = Spending { key: key.into(), spell: spell.to_owned(), amount: Nanos(nanos) };
     let action = Action::Hold(NewHold {
         id: id.clone(),

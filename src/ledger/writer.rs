@@ -192,7 +192,7 @@ impl Lane {
         // Halves of a batch that failed on its data; the stack instead of recursion.
         let mut parts = vec![batch];
         while let Some(mut batch) = parts.pop() {
-            let id = BatchId::new();
+            let id = BatchId::fresh();
             let mut pause = Duration::from_millis(5);
             loop {
                 batch.retain(|job| !job.progress.given_up());
@@ -298,7 +298,7 @@ impl Lane {
 
     /// Undoes what was committed for somebody who had been told that nothing was.
     async fn undo(&self, request: Request) {
-        let id = BatchId::new();
+        let id = BatchId::fresh();
         loop {
             let (reply, _) = oneshot::channel();
             let progress = Arc::new(Progress(AtomicU8::new(TAKEN)));

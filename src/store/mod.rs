@@ -124,10 +124,10 @@ impl Rows {
     }
 
     /// Adds a row, its columns in the order in which the statement names them.
-    pub fn push(&mut self, columns: &[Value]) {
+    pub fn push(&mut self, columns: impl AsRef<[Value]>) {
         use std::fmt::Write;
         self.json.push(if self.json.is_empty() { '[' } else { ',' });
-        for (position, column) in columns.iter().enumerate() {
+        for (position, column) in columns.as_ref().iter().enumerate() {
             self.json.push(if position == 0 { '[' } else { ',' });
             let written = match column {
                 Value::Text(Some(text)) => {
@@ -147,7 +147,7 @@ impl Rows {
     pub fn of<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Rows {
         let mut rows = Rows::default();
         for text in texts {
-            rows.push(&[Value::from(text.as_ref())]);
+            rows.push([Value::from(text.as_ref())]);
         }
         rows
     }
@@ -496,21 +496,21 @@ mod tests {
 
     use super::{testing::each_backend, *};
 
-    const COLUMNS_SQLITE: Statement = Statement::new(
+    static COLUMNS_SQLITE: Statement = Statement::new(
         r#"SELECT m.name || '.' || c.name || ' ' || c.type || CASE WHEN c."notnull" THEN ' NOT NULL' ELSE '' END
            FROM sqlite_master m, pragma_table_info(m.name) c
            WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite#_%' ESCAPE '#'
              AND m.name NOT LIKE '#_sqlx%' ESCAPE '#'"#,
     );
-    const COLUMNS_POSTGRES: Statement = Statement::new(
+    static COLUMNS_POSTGRES: Statement = Statement::new(
         "SELECT table_name || '.' || column_name || ' ' || upper(data_type) ||
                 CASE WHEN is_nullable = 'NO' THEN ' NOT NULL' ELSE '' END
          FROM information_schema.columns
          WHERE table_schema = 'public' AND table_name NOT LIKE '#_sqlx%' ESCAPE '#'",
     );
-    const INDEXES: Statement =
+    static INDEXES: Statement =
         Statement::new("SELECT name FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL");
-    const INDEXES_POSTGRES: Statement = Statement::new(
+    static INDEXES_POSTGRES: Statement = Statement::new(
         "SELECT CAST(indexname AS TEXT) FROM pg_indexes WHERE schemaname = 'public'
          AND indexname NOT IN (SELECT conname FROM pg_constraint)",
     );
@@ -567,9 +567,9 @@ mod tests {
         assert_eq!(names("sqlite"), names("postgres"));
     }
 
-    const ADD_ACCOUNT: Statement =
+    static ADD_ACCOUNT: Statement =
         Statement::new("INSERT INTO accounts (id, name, suspended, created_at) VALUES ($1, $2, false, 0)");
-    const ACCOUNTS: Statement = Statement::new("SELECT id FROM accounts");
+    static ACCOUNTS: Statement = Statement::new("SELECT id FROM accounts");
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_transaction_that_is_dropped_leaves_nothing_behind() {
@@ -625,8 +625,8 @@ mod tests {
                     "null",
                 ] {
                     let mut rows = Rows::default();
-                    rows.push(&binds![text, i64::MAX, true, None::<String>]);
-                    rows.push(&binds![text, i64::MIN, false, Some(text)]);
+                    rows.push(binds![text, i64::MAX, true, None::<String>]);
+                    rows.push(binds![text, i64::MIN, false, Some(text)]);
                     let back: Vec<(String, i64, bool, Option<String>)> =
                         db.all(echo, binds![rows]).await.unwrap();
                     let expected = vec![

@@ -41,7 +41,7 @@ fn load(
                     3 => client.casting("coin", json!(round)),
                     4 => client
                         .casting("echo", json!(round))
-                        .header("Idempotency-Key", &format!("{number}/{round}")),
+                        .header("Idempotency-Key", &uuid::Uuid::now_v7().to_string()),
                     _ => client.casting("echo", json!(round)),
                 };
                 let Ok(answer) = call.try_send().await else { return };
