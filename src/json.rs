@@ -18,20 +18,22 @@ const RAW: &str = "$serde_json::private::RawValue";
 /// it, alone and with digits, can't be told from a number, and is read as one.
 const NUMBER: &str = "$serde_json::private::Number";
 
-/// What is to be done about the character NUL in a string: PostgreSQL can't keep it as text.
+/// Who wrote it. From a caller, a string with the character NUL is refused, since PostgreSQL can't
+/// keep it as text, and so is a key that stands twice in an object, since it could be read as either.
+/// What an upstream answers is only passed on, and of two equal keys the last one counts.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Nul {
-    Refused,
-    Kept,
+pub enum Source {
+    Caller,
+    Upstream,
 }
 
 /// Reads one JSON document.
 ///
 /// Errors: a sentence about what is wrong with it, and where.
-pub fn parse(bytes: &[u8], nul: Nul) -> Result<Value, serde_json::Error> {
+pub fn parse(bytes: &[u8], source: Source) -> Result<Value, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     deserializer.disable_recursion_limit();
-    let value = Plain { depth: 0, nul }.deserialize(&mut deserializer)?;
+    let value = Plain { depth: 0, source }.deserialize(&mut deserializer)?;
     deserializer.end()?;
     Ok(value)
 }
@@ -40,7 +42,7 @@ pub fn parse(bytes: &[u8], nul: Nul) -> Result<Value, serde_json::Error> {
 #[derive(Clone, Copy)]
 struct Plain {
     depth: usize,
-    nul: Nul,
+    source: Source,
 }
 
 impl Plain {
@@ -52,7 +54,7 @@ impl Plain {
     }
 
     fn text<E: Error>(self, text: String) -> Result<String, E> {
-        match self.nul == Nul::Refused && text.contains('\0') {
+        match self.source == Source::Caller && text.contains('\0') {
             true => Err(E::custom("a string holds the character NUL")),
             false => Ok(text),
         }
@@ -127,7 +129,11 @@ impl<'de> Visitor<'de> for Plain {
             }
             // Not before the first key: a number is no level of nesting, though it comes as a map.
             let inner = self.deeper()?;
-            all.insert(self.text(key)?, entries.next_value_seed(inner)?);
+            let key = self.text(key)?;
+            if self.source == Source::Caller && all.contains_key(&key) {
+                return Err(Error::custom("a key is there twice"));
+            }
+            all.insert(key, entries.next_value_seed(inner)?);
         }
         self.deeper()?;
         Ok(Value::Object(all))
@@ -139,7 +145,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Value, String> {
-        parse(text.as_bytes(), Nul::Refused).map_err(|error| error.to_string())
+        parse(text.as_bytes(), Source::Caller).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -151,7 +157,7 @@ mod tests {
             r#""$serde_json::private::RawValue""#,
         ] {
             let value = read(text).unwrap();
-            assert_eq!(parse(value.to_string().as_bytes(), Nul::Refused).unwrap(), value, "{text}");
+            assert_eq!(parse(value.to_string().as_bytes(), Source::Caller).unwrap(), value, "{text}");
         }
         assert_eq!(read(r#"{"b":1,"a":-2.50}"#).unwrap().to_string(), r#"{"b":1,"a":-2.50}"#);
     }
@@ -187,12 +193,21 @@ mod tests {
 
     #[test]
     fn what_is_no_text_is_refused() {
-        for text in
-            ["\"\\u0000\"", r#"{"\u0000":1}"#, r#"["\ud800"]"#, "\"\u{0}\"", "{", "", "1 2", "{'a':1}", "NaN"]
-        {
+        for text in [
+            "\"\\u0000\"",
+            r#"{"\u0000":1}"#,
+            r#"["\ud800"]"#,
+            "\"\u{0}\"",
+            r#"{"a":1,"a":1}"#,
+            "{",
+            "",
+            "1 2",
+            "{'a':1}",
+            "NaN",
+        ] {
             assert!(read(text).is_err(), "{text:?}");
         }
-        assert!(parse(b"\"\xff\"", Nul::Kept).is_err());
-        assert!(parse(b"\"\\u0000\"", Nul::Kept).is_ok());
+        assert!(parse(b"\"\xff\"", Source::Upstream).is_err());
+        assert!(parse(b"\"\\u0000\"", Source::Upstream).is_ok());
     }
 }

@@ -12,7 +12,7 @@ use actix_web::{
     Error, FromRequest, HttpMessage, HttpRequest, HttpResponse, ResponseError,
     body::{EitherBody, MessageBody},
     dev::{Payload, ServiceRequest, ServiceResponse},
-    http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
+    http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, WWW_AUTHENTICATE},
     middleware::Next,
     web,
 };
@@ -29,13 +29,15 @@ use crate::{
     rate::Standing,
 };
 
-/// The headers that tell a limited caller how its allowance stands.
-pub fn rate_headers(standing: &Standing) -> [(&'static str, String); 3] {
-    [
-        ("ratelimit-limit", standing.limit.to_string()),
-        ("ratelimit-remaining", standing.remaining.to_string()),
-        ("ratelimit-reset", standing.reset_seconds.to_string()),
-    ]
+/// Adds the headers that tell a limited caller how its allowance stands.
+pub fn show_rate(response: &mut HttpResponse, standing: &Standing) {
+    for (name, value) in [
+        ("ratelimit-limit", u64::from(standing.limit)),
+        ("ratelimit-remaining", u64::from(standing.remaining)),
+        ("ratelimit-reset", standing.reset_seconds),
+    ] {
+        response.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from(value));
+    }
 }
 
 /// Middleware for routes that need a caller: finds out who it is, or answers in their stead.
@@ -125,17 +127,10 @@ async fn refuse(request: &ServiceRequest, state: &AppState) -> HttpResponse {
         }
         false => {
             state.metrics.rate_limited.inc();
-            let error = ApiError::from(Code::RateLimited);
-            let mut response = error.with("retry_after", standing.retry_after_seconds).error_response();
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(standing.retry_after_seconds));
-            response
+            ApiError::rate_limited(standing.retry_after_seconds).error_response()
         }
     };
-    for (name, value) in rate_headers(&standing) {
-        if let Ok(value) = HeaderValue::try_from(value) {
-            response.headers_mut().insert(HeaderName::from_static(name), value);
-        }
-    }
+    show_rate(&mut response, &standing);
     response
 }
 

@@ -1,13 +1,20 @@
 //! `/v1/cast` and what was cast.
 
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{
+    HttpRequest, HttpResponse, ResponseError,
+    http::{
+        StatusCode,
+        header::{HeaderName, HeaderValue},
+    },
+    web,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{
     AppState,
-    caller::rate_headers,
+    caller::show_rate,
     error::{ApiError, Code},
     extract::{Body, Page, Query, id_of},
 };
@@ -90,42 +97,29 @@ pub fn idempotency_key(request: &HttpRequest, body: &[u8]) -> Result<Option<Keye
 
 /// The answer to a request that wanted to spend, whatever it came to, with how the rate stands.
 pub fn respond(Admitted { admission, standing }: Admitted<Answer>) -> HttpResponse {
-    let (mut response, replayed) = match admission {
-        Admission::Admitted(answer) => (answered(answer), false),
-        Admission::Replayed(answer) => (answered(answer), true),
-        other => {
-            let error = match (&other, standing) {
-                (Admission::RateLimited, Some(standing)) => rate_limited(standing.retry_after_seconds),
-                _ => refused(other),
-            };
-            (actix_web::ResponseError::error_response(&error), false)
+    let mut response = match admission {
+        Admission::Admitted(answer) => answered(answer),
+        Admission::Replayed(answer) => {
+            let mut response = answered(answer);
+            let (name, value) = ("idempotent-replayed", HeaderValue::from_static("true"));
+            response.headers_mut().insert(HeaderName::from_static(name), value);
+            response
         }
+        Admission::RateLimited => {
+            ApiError::rate_limited(standing.map_or(1, |standing| standing.retry_after_seconds))
+                .error_response()
+        }
+        other => refused(other).error_response(),
     };
-    let headers = response.headers_mut();
-    if replayed {
-        headers.insert(
-            actix_web::http::header::HeaderName::from_static("idempotent-replayed"),
-            actix_web::http::header::HeaderValue::from_static("true"),
-        );
-    }
-    for (name, value) in standing.iter().flat_map(rate_headers) {
-        if let Ok(value) = value.parse() {
-            headers.insert(actix_web::http::header::HeaderName::from_static(name), value);
-        }
+    if let Some(standing) = &standing {
+        show_rate(&mut response, standing);
     }
     response
 }
 
 fn answered(answer: Answer) -> HttpResponse {
-    let status = actix_web::http::StatusCode::from_u16(answer.status).unwrap_or_default();
+    let status = StatusCode::from_u16(answer.status).unwrap_or_default();
     HttpResponse::build(status).content_type("application/json").body(answer.body)
-}
-
-/// 429, saying when to come back.
-pub fn rate_limited(seconds: u64) -> ApiError {
-    let mut error = ApiError::from(Code::RateLimited).with("retry_after", seconds);
-    error.retry_after = Some(seconds);
-    error
 }
 
 fn refused(admission: Admission<Answer>) -> ApiError {

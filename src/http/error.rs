@@ -83,6 +83,12 @@ impl ApiError {
         ApiError::new(Code::InvalidRequest, message)
     }
 
+    /// 429, saying after how many seconds to come back.
+    pub fn rate_limited(seconds: u64) -> ApiError {
+        let error = ApiError::from(Code::RateLimited).with("retry_after", seconds);
+        ApiError { retry_after: Some(seconds), ..error }
+    }
+
     /// Adds a field to the body.
     pub fn with(mut self, name: &str, value: impl Into<Value>) -> ApiError {
         self.fields.insert(name.to_owned(), value.into());

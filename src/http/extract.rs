@@ -5,7 +5,7 @@
 //!
 //! Whatever is wrong with a request is a 4xx with a sentence; nothing of it is done.
 
-use std::{future::Future, pin::Pin};
+use std::{collections::BTreeSet, future::Future, pin::Pin};
 
 use actix_web::{FromRequest, HttpRequest, dev::Payload, http::header, web};
 use futures_util::StreamExt;
@@ -16,7 +16,7 @@ use super::{
     error::{ApiError, Code},
     state::AppState,
 };
-use crate::json::{self, Nul};
+use crate::json::{self, Source};
 
 /// A JSON body as a `T`: `application/json`, within the size limit, without unknown fields. What may
 /// be absent is an `Option` in `T`, so that null counts as absent.
@@ -97,7 +97,7 @@ fn require_json(request: &HttpRequest) -> Result<(), ApiError> {
 
 /// Reads a JSON object strictly.
 pub fn decode<T: DeserializeOwned>(raw: &[u8]) -> Result<T, ApiError> {
-    let value = json::parse(raw, Nul::Refused)
+    let value = json::parse(raw, Source::Caller)
         .map_err(|problem| ApiError::invalid(format!("The body is not valid JSON: {problem}.")))?;
     match value {
         Value::Object(_) => strictly(value, "field"),
@@ -107,20 +107,33 @@ pub fn decode<T: DeserializeOwned>(raw: &[u8]) -> Result<T, ApiError> {
 
 /// Reads `value` as a `T`, refusing what `T` does not know and naming each `what` of it.
 fn strictly<T: DeserializeOwned>(value: Value, what: &str) -> Result<T, ApiError> {
-    let mut unknown = Vec::new();
+    let mut unknown = BTreeSet::new();
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
-    let read = serde_ignored::deserialize(tracked, |path| unknown.push(format!("`{path}`")));
+    let read = serde_ignored::deserialize(tracked, |path| {
+        unknown.insert(shown(&path.to_string()));
+    });
     let read = read.map_err(|problem| {
         let path = track.path().to_string();
-        let at = if path == "." { String::new() } else { format!("`{path}`: ") };
+        let at = if path == "." { String::new() } else { format!("{}: ", shown(&path)) };
+        // It may quote what was sent, however long that is.
+        let problem: String = problem.to_string().chars().take(300).collect();
         ApiError::invalid(format!("{at}{problem}."))
     })?;
-    match unknown.as_slice() {
-        [] => Ok(read),
-        [one] => Err(ApiError::invalid(format!("Unknown {what} {one}."))),
-        several => Err(ApiError::invalid(format!("Unknown {what}s {}.", several.join(", ")))),
+    let plural = if unknown.len() == 1 { "" } else { "s" };
+    let names: Vec<String> = unknown.into_iter().take(MAX_NAMED).collect();
+    match names.is_empty() {
+        true => Ok(read),
+        false => Err(ApiError::invalid(format!("Unknown {what}{plural} {}.", names.join(", ")))),
     }
+}
+
+/// How many unknown fields an error names, and how much of each: it answers a caller, and need not
+/// repeat a megabyte.
+const MAX_NAMED: usize = 20;
+
+fn shown(path: &str) -> String {
+    format!("`{}`", path.chars().take(80).collect::<String>())
 }
 
 /// A query string as a `T`, without unknown or repeated parameters. `account_id` is not `T`'s

@@ -67,10 +67,10 @@ async fn check(db: &Db, accounts: &[AccountId]) {
     }
     assert!(pending.is_empty(), "held on no balance: {pending:?}");
     let windows = db.all::<(String, i64, i64, i64, i64)>(&WINDOWS, vec![]).await.unwrap();
+    let mut tx = db.begin_read().await.unwrap();
     for account in accounts {
-        for budget in budget::of_account(db, account).await.unwrap() {
+        for budget in budget::of_accounts(&mut tx, [account]).await.unwrap() {
             for (_, start, posted, held, calls) in windows.iter().filter(|row| row.0 == budget.id.as_str()) {
-                let mut tx = db.begin_read().await.unwrap();
                 let window = budget.period.window(Time(*start));
                 let spent = spent_in_window(&mut tx, account, window, budget.scope.parts()).await.unwrap();
                 assert_eq!(
@@ -83,6 +83,7 @@ async fn check(db: &Db, accounts: &[AccountId]) {
             }
         }
     }
+    tx.rollback().await.unwrap();
 }
 
 fn charge(account: &AccountId, at: Time, key: &str, spell: &str, nanos: i64) -> Request {

@@ -35,7 +35,7 @@ use reqwest::{
 use serde_json::Value;
 use url::{Host, Url};
 
-use crate::json::{self, Nul};
+use crate::json::{self, Source};
 
 /// Longest URL of an upstream, in bytes as it is sent.
 const MAX_URL_BYTES: usize = 2048;
@@ -446,7 +446,7 @@ fn read(answer: &[u8]) -> Value {
         return Value::Null;
     }
     // What was answered is stored as JSON, where NUL is an escape like any other.
-    json::parse(answer, Nul::Kept)
+    json::parse(answer, Source::Upstream)
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(answer).into_owned()))
 }
 

@@ -315,13 +315,18 @@ impl Db {
     }
 }
 
-async fn within<T>(
+/// Ends `work` at `deadline`. It is boxed because a query's future takes kilobytes, which every
+/// future that awaits one would otherwise hold as well, and carry along each time it is moved.
+fn within<T: Send>(
     deadline: Instant,
-    work: impl Future<Output = Result<T, sqlx::Error>>,
-) -> Result<T, StoreError> {
-    match tokio::time::timeout_at(deadline, work).await {
-        Ok(done) => done.map_err(dialect::classify),
-        Err(_) => Err(StoreError::Unavailable(format!("no answer within {} ms", PATIENCE.as_millis()))),
+    work: impl Future<Output = Result<T, sqlx::Error>> + Send,
+) -> impl Future<Output = Result<T, StoreError>> + Send {
+    let work = tokio::time::timeout_at(deadline, Box::pin(work));
+    async move {
+        match work.await {
+            Ok(done) => done.map_err(dialect::classify),
+            Err(_) => Err(StoreError::Unavailable(format!("no answer within {} ms", PATIENCE.as_millis()))),
+        }
     }
 }
 

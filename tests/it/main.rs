@@ -19,6 +19,7 @@ mod model;
 mod outages;
 mod poison;
 mod rate;
+mod readme;
 mod replicas;
 mod startup;
 mod upstream;

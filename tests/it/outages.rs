@@ -73,20 +73,21 @@ async fn without_postgres_casts_are_503_within_3_seconds_and_it_heals(backend: B
     let customer = server.customer("acme").await;
     customer.limit("monthly", 1_000_000).await;
     let mut answered = Vec::new();
-    for outage in [Outage::Cut, Outage::Hang, Outage::Hang, Outage::Cut] {
+    for outage in [Outage::Cut, Outage::Hang, Outage::Cut] {
         answered.push(customer.echo().await.expect(200)["id"].as_str().unwrap().to_owned());
         outage.strike(&proxy).await;
-        for _ in 0..3 {
+        // At first, and when it is known to be away.
+        for _ in 0..2 {
             let watch = Stopwatch::start();
             customer.echo().await.expect_error(503);
             watch.assert_under(REFUSED_WITHIN, "a cast without the database");
-            let watch = Stopwatch::start();
-            assert_eq!(server.anonymous().get("/healthz").await.status, 200);
-            let ready = server.anonymous().get("/ready").await;
-            assert_eq!(ready.status, 503, "{ready}");
-            assert!(ready.text.contains("database"), "the part is not named: {ready}");
-            watch.assert_under(REFUSED_WITHIN, "/ready without the database");
         }
+        assert_eq!(server.anonymous().get("/healthz").await.status, 200);
+        let watch = Stopwatch::start();
+        let ready = server.anonymous().get("/ready").await;
+        assert_eq!(ready.status, 503, "{ready}");
+        assert!(ready.text.contains("database"), "the part is not named: {ready}");
+        watch.assert_under(REFUSED_WITHIN, "/ready without the database");
         for path in ["/v1/keys", "/v1/casts", "/v1/budgets/usage"] {
             let watch = Stopwatch::start();
             customer.get(path).await.expect_error(503);
@@ -215,21 +216,31 @@ async fn proxy_to_redis() -> Proxy {
     Proxy::to((url.host_str().unwrap().to_owned(), url.port().unwrap_or(6379))).await
 }
 
+/// Nobody waits for a Redis that is away: not regularly, and not long now and then.
+#[track_caller]
+fn assert_not_slowed(mut casts: Vec<Duration>) {
+    casts.sort_unstable();
+    let (median, longest) = (casts[casts.len() / 2], casts[casts.len() - 1]);
+    assert!(median < Duration::from_millis(250), "a cast without Redis took {median:?} in the median");
+    assert!(longest < Duration::from_secs(1), "a cast without Redis took {longest:?}");
+}
+
 both!(without_redis_casts_go_on_and_are_no_slower);
 async fn without_redis_casts_go_on_and_are_no_slower(backend: Backend) {
     let proxy = proxy_to_redis().await;
     let server = Server::start(Options::on(&backend).var("REDIS_URL", redis_through(proxy.port()))).await;
     let customer = server.customer("acme").await;
     customer.echo().await.expect(200);
-    assert_eq!(server.metric("redis_errors_total").await, 0.0);
-    let mut errors = 0.0;
+    let mut errors = server.metric("redis_errors_total").await;
     for outage in [Outage::Cut, Outage::Hang] {
         outage.strike(&proxy).await;
+        let mut took = Vec::new();
         for _ in 0..40 {
             let watch = Stopwatch::start();
             customer.echo().await.expect(200);
-            watch.assert_under(Duration::from_millis(500), "a cast without Redis");
+            took.push(watch.elapsed());
         }
+        assert_not_slowed(took);
         let now = server.metric("redis_errors_total").await;
         assert!(now > errors, "{now} errors after {errors}");
         // It is told, and is no failure.
@@ -259,11 +270,13 @@ async fn a_server_that_starts_without_redis_serves_at_once(backend: Backend) {
         let server = Server::start(options.var("RATE_LIMIT_PER_MINUTE", 5)).await;
         let customer = server.customer("acme").await;
         let mut statuses = Vec::new();
+        let mut took = Vec::new();
         for _ in 0..8 {
             let watch = Stopwatch::start();
             statuses.push(customer.echo().await.status);
-            watch.assert_under(Duration::from_millis(500), "a cast without Redis");
+            took.push(watch.elapsed());
         }
+        assert_not_slowed(took);
         // The process limits in Redis' place.
         assert_eq!(statuses[..5], [200; 5], "{statuses:?}");
         assert_eq!(statuses.last(), Some(&429), "{statuses:?}");

@@ -53,9 +53,12 @@ fn remaining(answer: &Answer, limit: u64) -> u64 {
     remaining
 }
 
-/// How many more of a rate may have come back meanwhile, at most.
-fn refilled(per_minute: u64, watch: &Stopwatch) -> u64 {
-    watch.elapsed().as_millis() as u64 * per_minute / 60_000 + 1
+/// How many may have been let in beyond one burst meanwhile, at most: what has come back; and on a
+/// machine so busy that Redis did not answer in time, one more burst of the process's own.
+async fn extra(server: &Server, per_minute: u64, watch: &Stopwatch) -> u64 {
+    let fell_back = server.metric("redis_errors_total").await > 0.0;
+    let refilled = watch.elapsed().as_millis() as u64 * per_minute / 60_000 + 1;
+    refilled + if fell_back { per_minute } else { 0 }
 }
 
 /// Casts until the rate says no: how many were let in, and the refusal.
@@ -80,11 +83,11 @@ async fn the_minutes_allowance_may_come_as_one_burst_and_then_it_is_429(options:
         let answer = customer.echo().await;
         answer.expect(200);
         let now_left = remaining(&answer, 5);
-        assert!(now_left < left + refilled(5, &watch), "{now_left} after {left}");
+        assert!(now_left < left + extra(&server, 5, &watch).await, "{now_left} after {left}");
         left = now_left;
     }
     let (more, refused) = use_up(&customer).await;
-    assert!(more <= refilled(5, &watch), "{more} came through after the burst");
+    assert!(more <= extra(&server, 5, &watch).await, "{more} came through after the burst");
     let body = refused.expect_code(429, "rate_limited");
     assert_eq!(remaining(&refused, 5), 0);
     let retry_after = body["retry_after"].as_u64().unwrap();
@@ -164,7 +167,7 @@ async fn over_both_limits_it_is_402_and_takes_nothing_from_the_rate(options: Opt
     customer.limit("monthly", 1_000).await;
     let (let_in, _) = use_up(&customer).await;
     assert!(let_in >= 25, "only {let_in} of the 25 that were left");
-    assert!(let_in <= 25 + refilled(30, &watch), "{let_in} is more than the rate");
+    assert!(let_in <= 25 + extra(&server, 30, &watch).await, "{let_in} is more than the rate");
     // Now over the rate; and when over the limit too, the limit speaks first.
     customer.limit("monthly", 5).await;
     for _ in 0..10 {
@@ -203,7 +206,10 @@ async fn a_key_may_have_a_rate_of_its_own_and_keys_share_none(options: Options) 
     for (key, limit) in [(&one, 7), (&two, 3), (&three, 12)] {
         let watch = Stopwatch::start();
         let (let_in, refused) = use_up(key).await;
-        assert!((limit..=limit + refilled(limit, &watch)).contains(&let_in), "{let_in} at {limit} a minute");
+        assert!(
+            (limit..=limit + extra(&server, limit, &watch).await).contains(&let_in),
+            "{let_in} at {limit} a minute"
+        );
         assert_eq!(remaining(&refused, limit), 0);
     }
     for bad in [json!(0), json!(-1), json!(1.5), json!("7")] {
@@ -228,7 +234,7 @@ async fn casts_and_holds_share_the_keys_rate(options: Options) {
             _ => drop(answer.expect_code(429, "rate_limited")),
         }
     }
-    assert!((6..=6 + refilled(6, &watch)).contains(&let_in), "{let_in} at 6 a minute");
+    assert!((6..=6 + extra(&server, 6, &watch).await).contains(&let_in), "{let_in} at 6 a minute");
 }
 
 everywhere!(a_replay_takes_nothing_from_the_rate);
@@ -270,7 +276,7 @@ async fn refusals_of_strangers_are_limited_by_address_and_keys_are_not(options: 
         refused += 1;
         assert!(refused < 100, "no limit");
     };
-    assert!((4..=4 + refilled(4, &watch)).contains(&refused), "{refused} at 4 a minute");
+    assert!((4..=4 + extra(&server, 4, &watch).await).contains(&refused), "{refused} at 4 a minute");
     let body = over.expect_code(429, "rate_limited");
     assert_eq!(over.number_in("Retry-After"), body["retry_after"].as_u64().unwrap());
     assert_eq!(remaining(&over, 4), 0);

@@ -1,0 +1,119 @@
+//! The newcomer's path, as it is written: the README's blocks, the lines that the first start
+//! prints, and `scripts/e2e.sh`.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::harness::{ADMIN_KEY, Backend, Options, Server, both};
+
+fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A `sh` block of the README, and the statuses that the comment before it promises.
+struct Block {
+    statuses: Vec<String>,
+    script: String,
+}
+
+/// The blocks that a `run:` comment stands before.
+fn blocks(readme: &str) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    let mut lines = readme.lines();
+    while let Some(line) = lines.next() {
+        let promised = line.strip_prefix("<!-- run: ").and_then(|rest| rest.strip_suffix(" -->"));
+        let Some(promised) = promised else { continue };
+        assert_eq!(lines.next(), Some("```sh"), "after {line}");
+        let script: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+        let statuses = promised.split_whitespace().map(str::to_owned).collect();
+        blocks.push(Block { statuses, script: script.join("\n") });
+    }
+    blocks
+}
+
+/// Runs a script as a reader would, with `KEY` set; what it printed.
+async fn run(script: String, key: &str, dir: &Path) -> String {
+    let mut bash = Command::new("bash");
+    bash.args(["-euo", "pipefail", "-c", &script]).env("KEY", key).current_dir(dir);
+    let output = tokio::task::spawn_blocking(move || bash.output().unwrap()).await.unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script}\nended with {}: {printed}\n{complained}", output.status);
+    printed
+}
+
+/// The key that the first start printed.
+fn printed_key(printed: &str) -> String {
+    let is_key = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let key = printed.split(|c| !is_key(c)).find(|word| word.starts_with("sk_live_"));
+    key.unwrap_or_else(|| panic!("no key in {printed}")).to_owned()
+}
+
+/// A first start like a newcomer's: no key, no rates, the database's place alone.
+async fn first_start(backend: &Backend) -> (Server, String) {
+    let options = Options::on(backend)
+        .without("BOOTSTRAP_API_KEY")
+        .without("RATE_LIMIT_PER_MINUTE")
+        .without("RATE_LIMIT_ANON_PER_MINUTE")
+        .without("RUST_LOG");
+    let server = Server::start(options).await;
+    let printed = server.output().stdout;
+    (server, printed)
+}
+
+both!(the_first_cast_and_the_first_402_go_as_the_readme_says);
+async fn the_first_cast_and_the_first_402_go_as_the_readme_says(backend: Backend) {
+    let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
+    let blocks = blocks(&readme);
+    assert!(blocks.len() >= 4, "only {} blocks can be run", blocks.len());
+    assert!(blocks.iter().any(|block| block.statuses.contains(&"402".to_owned())), "no 402 is shown");
+    let (server, printed) = first_start(&backend).await;
+    let key = printed_key(&printed);
+    let address = format!("http://127.0.0.1:{}", server.port());
+    for Block { statuses, script } in blocks {
+        assert!(script.contains("curl") && script.contains("http://127.0.0.1:8080"), "{script}");
+        let printed = run(script.replace("http://127.0.0.1:8080", &address), &key, &server.dir()).await;
+        let is_status = |line: &&str| line.len() == 3 && line.bytes().all(|b| b.is_ascii_digit());
+        let given: Vec<&str> = printed.lines().filter(is_status).collect();
+        assert_eq!(given, statuses, "{script}\nprinted {printed}");
+    }
+}
+
+both!(the_lines_that_the_first_start_prints_cast_and_show_a_402);
+async fn the_lines_that_the_first_start_prints_cast_and_show_a_402(backend: Backend) {
+    let (server, printed) = first_start(&backend).await;
+    let mut commands: Vec<String> = Vec::new();
+    let mut goes_on = false;
+    for line in printed.lines().map(str::trim) {
+        if goes_on {
+            commands.last_mut().unwrap().push_str(&format!("\n{line}"));
+        } else if line.starts_with("curl ") {
+            commands.push(line.to_owned());
+        }
+        goes_on = (goes_on || line.starts_with("curl ")) && line.ends_with('\\');
+    }
+    assert!(commands.len() >= 2, "{printed}");
+    let key = printed_key(&printed);
+    let mut answers = String::new();
+    for command in commands {
+        answers.push_str(&run(command, &key, &server.dir()).await);
+        answers.push('\n');
+    }
+    assert!(answers.contains("COMPLETED"), "no cast in {answers}");
+    assert!(answers.contains("budget_exceeded"), "no 402 in {answers}");
+    assert!(!answers.contains("invalid_request") && !answers.contains("unauthorized"), "{answers}");
+}
+
+both!(the_end_to_end_script_walks_through_a_running_server);
+async fn the_end_to_end_script_walks_through_a_running_server(backend: Backend) {
+    let server = Server::start(Options::on(&backend)).await;
+    let script = repository().join("scripts/e2e.sh");
+    let walk = format!("'{}' http://127.0.0.1:{} \"$KEY\"", script.display(), server.port());
+    run(walk.clone(), ADMIN_KEY, &server.dir()).await;
+    // It cleans up after itself: again, and as a customer.
+    run(walk.clone(), ADMIN_KEY, &server.dir()).await;
+    let customer = server.customer("acme").await;
+    run(walk, &customer.key, &server.dir()).await;
+}
