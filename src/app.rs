@@ -11,6 +11,7 @@
 use std::{io, net::TcpListener, sync::Arc, time::Duration};
 
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware, web};
+use moka::future::Cache;
 use secrecy::ExposeSecret;
 use tokio::{runtime::Handle, task::JoinHandle, time::timeout};
 use tokio_util::task::TaskTracker;
@@ -24,7 +25,7 @@ use crate::{
     ledger::{Ledger, sweeper},
     rate::Limiter,
     spell::{Spells, upstream::Upstream},
-    store::{Db, StoreError},
+    store::{Db, PATIENCE, StoreError},
     telemetry::Metrics,
 };
 
@@ -58,8 +59,14 @@ impl Application {
         let metrics = Arc::new(Metrics::new());
         let clock = Clock::system();
         let db = Db::open(config.database_url.expose_secret()).map_err(StartError::Database)?;
-        if let Err(error @ StoreError::Refused(_)) = db.migrate().await {
-            return Err(StartError::Database(error.to_string()));
+        match timeout(PATIENCE, db.migrate()).await {
+            Ok(Err(error @ StoreError::Refused(_))) => return Err(StartError::Database(error.to_string())),
+            Ok(Ok(())) => {
+                // Should it not tell the time yet, `set_up` asks again.
+                let _ = sweeper::follow(&db, &clock).await;
+            }
+            // Not there yet: `set_up` goes on trying.
+            _ => {}
         }
         let limiter = match &config.redis_url {
             Some(url) => {
@@ -78,6 +85,10 @@ impl Application {
             limiter: limiter.clone(),
             spells: spells.clone(),
             metrics: metrics.clone(),
+            refused_lately: Cache::builder()
+                .max_capacity(100_000)
+                .time_to_live(Duration::from_secs(1))
+                .build(),
             rate_limit_per_minute: config.rate_limit_per_minute,
             tasks: TaskTracker::new(),
             runtime: Handle::current(),
@@ -107,7 +118,8 @@ impl Application {
         .listen(listener)?
         .run();
         let setup = tokio::spawn(set_up(state.clone(), address));
-        let sweeping = sweeper::start(state.db.clone(), state.clock.clone(), state.ledger.clone());
+        let sweeping =
+            sweeper::start(state.db.clone(), state.clock.clone(), state.ledger.clone(), http::casts::lost);
         let flushing = tokio::spawn(keep_flushing(state.identity.clone()));
         let signals = tokio::spawn(stop_on_signal(server.handle()));
         tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");

@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Serialize, Serializer};
@@ -44,21 +44,26 @@ impl Serialize for Time {
     }
 }
 
-/// Where a part gets the time from: the machine's clock plus the measured offset to the
-/// database's, or a hand that a test moves.
+/// Where a part gets the time from: the database's clock as it was last heard, or a hand that a test
+/// moves.
 #[derive(Clone, Debug)]
 pub struct Clock(Arc<Source>);
 
 #[derive(Debug)]
 enum Source {
-    System { offset_ms: AtomicI64 },
+    /// The time at `since`, which the monotonic clock carries on: a step of the machine's clock
+    /// must not move everybody's windows.
+    System {
+        since: Instant,
+        then_ms: AtomicI64,
+    },
     Manual(AtomicI64),
 }
 
 impl Clock {
-    /// The machine's clock, until [`Clock::follow`] corrects it.
+    /// The machine's clock as it stands now, until [`Clock::follow`] corrects it.
     pub fn system() -> Clock {
-        Clock(Arc::new(Source::System { offset_ms: AtomicI64::new(0) }))
+        Clock(Arc::new(Source::System { since: Instant::now(), then_ms: AtomicI64::new(machine_ms()) }))
     }
 
     /// A clock that stands at `start` until [`Clock::set`] moves it.
@@ -68,15 +73,15 @@ impl Clock {
 
     pub fn now(&self) -> Time {
         match &*self.0 {
-            Source::System { offset_ms } => Time(machine_ms() + offset_ms.load(Ordering::Relaxed)),
+            Source::System { since, then_ms } => Time(then_ms.load(Ordering::Relaxed) + elapsed_ms(*since)),
             Source::Manual(at) => Time(at.load(Ordering::SeqCst)),
         }
     }
 
     /// Corrects a system clock so that it now reads `reference`. A manual clock does not follow.
     pub fn follow(&self, reference: Time) {
-        if let Source::System { offset_ms } = &*self.0 {
-            offset_ms.store(reference.0 - machine_ms(), Ordering::Relaxed);
+        if let Source::System { since, then_ms } = &*self.0 {
+            then_ms.store(reference.0 - elapsed_ms(*since), Ordering::Relaxed);
         }
     }
 
@@ -86,6 +91,10 @@ impl Clock {
             at.store(to.0, Ordering::SeqCst);
         }
     }
+}
+
+fn elapsed_ms(since: Instant) -> i64 {
+    i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the machine's clock")]

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
-use crate::money::Nanos;
+use crate::{identity::key, money::Nanos};
 
 /// The variables as they stand, before anything is made of them. An empty one counts as absent.
 #[derive(Deserialize, Default)]
@@ -151,9 +151,9 @@ impl Config {
                     .filter(|t| !t.is_empty())
                     .map(SecretString::from)
                     .collect();
-                match tokens.iter().all(|token| token.expose_secret().len() >= 16) {
-                    true => Ok(tokens),
-                    false => Err("must have 16 characters or more (several are separated by commas)"),
+                match tokens.is_empty() {
+                    false => Ok(tokens),
+                    true => Err("must name a token (several are separated by commas)"),
                 }
             }),
             upstream_allow_private: problems.read(
@@ -167,11 +167,9 @@ impl Config {
                 },
             ),
             bootstrap_api_key: problems.read("BOOTSTRAP_API_KEY", given.bootstrap_api_key, None, |text| {
-                let fits =
-                    (32..=512).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
-                match fits {
+                match key::could_be(text) {
                     true => Ok(Some(SecretString::from(text))),
-                    false => Err("must be 32 to 512 visible ASCII characters without spaces"),
+                    false => Err("must be 32 to 1024 printable ASCII characters"),
                 }
             }),
             host: problems.read("HOST", given.host, IpAddr::from([127, 0, 0, 1]), |text| match text {
@@ -291,7 +289,7 @@ mod tests {
             ("RATE_LIMIT_ANON_PER_MINUTE", "many"),
             ("TRUSTED_PROXIES", "hunter2"),
             ("MAX_BODY_BYTES", "1e6"),
-            ("SERVICE_TOKEN", "hunter2"),
+            ("SERVICE_TOKEN", " , ,"),
             ("UPSTREAM_ALLOW_PRIVATE", "perhaps"),
             ("BOOTSTRAP_API_KEY", "hunter2"),
             ("HOST", "hunter2"),
@@ -314,10 +312,25 @@ mod tests {
     #[test]
     fn several_tokens_and_networks_may_be_named() {
         let config = config(&[
-            ("SERVICE_TOKEN", "one-of-two-tokens, the-other-of-two-tokens"),
+            ("SERVICE_TOKEN", "short, the-other-of-two-tokens,"),
             ("TRUSTED_PROXIES", "10.0.0.0/8, ::1"),
         ])
         .unwrap();
-        assert_eq!((config.service_tokens.len(), config.trusted_proxies.len()), (2, 2));
+        let tokens: Vec<&str> = config.service_tokens.iter().map(|token| token.expose_secret()).collect();
+        assert_eq!(tokens, ["short", "the-other-of-two-tokens"]);
+        assert_eq!(config.trusted_proxies.len(), 2);
+    }
+
+    #[test]
+    fn the_first_admins_key_may_be_any_32_printable_characters_or_more() {
+        let read = |text: &str| config(&[("BOOTSTRAP_API_KEY", text)]);
+        for text in ["correct horse battery staple ~ !!", &"a".repeat(32), &"a".repeat(1_024)] {
+            let config = read(&format!(" {text}\n")).unwrap();
+            assert_eq!(config.bootstrap_api_key.unwrap().expose_secret(), text);
+        }
+        for wrong in ["a".repeat(31), "a".repeat(1_025), "é".repeat(32), format!("{0}\t{0}", "a".repeat(20))]
+        {
+            assert!(read(&wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -26,9 +26,9 @@ fn serve() -> ExitCode {
         Err(problems) => return failed(&problems),
     };
     telemetry::init_logging(config.log_filter.clone());
-    if !config.missing_for_billing.is_empty() {
-        let missing = config.missing_for_billing.join(" and ");
-        tracing::warn!("billing is switched off: {missing} not set");
+    match config.missing_for_billing.as_slice() {
+        [] => tracing::warn!("billing is not part of this version, though Stripe's secrets are set"),
+        missing => tracing::warn!("billing is switched off: {} not set", missing.join(" and ")),
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -113,8 +113,7 @@ CREATE TABLE holds (
     ended_at BIGINT
 );
 CREATE INDEX holds_due ON holds (expires_at) WHERE state = 'open';
-CREATE INDEX holds_by_account ON holds (account_id, id);
-CREATE INDEX holds_open ON holds (account_id, began_at) WHERE state = 'open';
+CREATE INDEX holds_by_account ON holds (account_id, id) WHERE held_for = 'external';
 
 CREATE TABLE casts (
     id TEXT PRIMARY KEY NOT NULL,

@@ -183,12 +183,12 @@ pub async fn put(
 ) -> Result<Change, StoreError> {
     let mut tx = db.begin().await?;
     let Some(mut budgets) = locked_budgets(&mut tx, account).await? else {
-        return Ok(Change::NoAccount);
+        return tx.rollback().await.map(|()| Change::NoAccount);
     };
     budgets.retain(|budget| budget.scope == scope && budget.period == period);
     let existing = budgets.pop();
     if existing.as_ref().is_some_and(|budget| budget.limits.locked) && !admin {
-        return Ok(Change::Locked);
+        return tx.rollback().await.map(|()| Change::Locked);
     }
     let (id, created_at) = match &existing {
         Some(budget) => (budget.id.clone(), budget.created_at),
@@ -222,13 +222,13 @@ pub async fn delete(
 ) -> Result<Change, StoreError> {
     let mut tx = db.begin().await?;
     let Some(budgets) = locked_budgets(&mut tx, account).await? else {
-        return Ok(Change::NoAccount);
+        return tx.rollback().await.map(|()| Change::NoAccount);
     };
     let Some(budget) = budgets.into_iter().find(chosen) else {
-        return Ok(Change::Missing);
+        return tx.rollback().await.map(|()| Change::Missing);
     };
     if budget.limits.locked && !admin {
-        return Ok(Change::Locked);
+        return tx.rollback().await.map(|()| Change::Locked);
     }
     tx.execute(&DELETE_BUDGET, binds![&budget.id]).await?;
     tx.execute(&DELETE_WINDOWS, binds![account, &budget.id]).await?;

@@ -4,7 +4,7 @@ use crate::{
     clock::Time,
     id::{AccountId, CastId},
     money::Nanos,
-    store::{Db, StoreError, binds, statements},
+    store::{BEYOND_IDS, Db, StoreError, binds, statements},
 };
 
 /// A cast as it is in the books.
@@ -60,7 +60,7 @@ statements! {
     CASTS = "
         SELECT id, key_id, spell, status, cost, error_code, created_at, finished_at
         FROM casts
-        WHERE account_id = $1 AND (CAST($2 AS TEXT) IS NULL OR id < $2) AND (CAST($3 AS TEXT) IS NULL OR status = $3)
+        WHERE account_id = $1 AND id < $2 AND (CAST($3 AS TEXT) IS NULL OR status = $3)
           AND (CAST($4 AS TEXT) IS NULL OR key_id = $4) AND (CAST($5 AS TEXT) IS NULL OR spell = $5)
         ORDER BY id DESC LIMIT $6";
     CAST = "
@@ -76,8 +76,9 @@ pub async fn list(
     before: Option<&str>,
     limit: i64,
 ) -> Result<Vec<CastRow>, StoreError> {
-    let values = binds![account, before, filter.status, filter.key, filter.spell, limit];
-    let rows: Vec<Stored> = db.all(&CASTS, values).await?;
+    let values =
+        binds![account, before.unwrap_or(BEYOND_IDS), filter.status, filter.key, filter.spell, limit];
+    let rows: Vec<Stored> = db.scan(&CASTS, values).await?;
     Ok(rows.into_iter().map(CastRow::from).collect())
 }
 

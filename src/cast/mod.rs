@@ -16,13 +16,14 @@ pub mod history;
 
 use std::{sync::Arc, time::Duration};
 
+use moka::future::Cache;
 use serde_json::Value;
 use tokio::{runtime::Handle, sync::oneshot, time::sleep};
 use tokio_util::task::TaskTracker;
 
 use crate::{
     clock::{Clock, Time},
-    id::{CastId, HoldId},
+    id::{AccountId, CastId, HoldId, KeyId},
     identity::Caller,
     ledger::{
         self, Action, Answer, HeldFor, Keyed, Ledger, LedgerError, NewHold, OnLost, Outcome, Refusal,
@@ -48,6 +49,10 @@ pub struct Pipeline {
     pub limiter: Limiter,
     pub spells: Spells,
     pub metrics: Arc<Metrics>,
+    /// Who was refused by a hard limit within the last second, for which spell. They are asked after
+    /// in the books before anything is taken from their rate: what is taken and given back is
+    /// missing in between, and a flood of refusals would starve the same key's other casts.
+    pub refused_lately: Cache<(AccountId, KeyId, String), ()>,
     /// For keys without a rate of their own.
     pub rate_limit_per_minute: u32,
     /// What runs on after its caller hung up; waited for at the end.
@@ -85,7 +90,7 @@ pub enum Admission<T> {
 /// [`Admission`], and how the caller's rate stands after it.
 pub struct Admitted<T> {
     pub admission: Admission<T>,
-    /// `None` for callers whose rate is not limited.
+    /// `None` for callers whose rate is not limited, and where it was not asked.
     pub standing: Option<Standing>,
 }
 
@@ -96,6 +101,9 @@ pub enum Failure {
     Ledger(#[from] LedgerError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The spell ran, and could not be settled yet.
+    #[error("the cast {0} ran and is not settled yet")]
+    Unsettled(CastId),
 }
 
 impl Pipeline {
@@ -134,9 +142,12 @@ impl Pipeline {
         render: Render,
     ) -> Result<Admitted<Answer>, Failure> {
         let at = self.clock.now();
+        if let Some(admission) = self.earlier(caller, keyed.as_ref(), at).await? {
+            return Ok(admission.before_the_rate());
+        }
         let spell = match self.find_spell(caller, spell_name).await? {
             Ok(spell) => spell,
-            Err(admission) => return Ok(self.not_run(caller, admission).await),
+            Err(admission) => return Ok(admission.before_the_rate()),
         };
         let id = CastId::fresh();
         let spending = Spending { key: caller.key.clone(), spell: spell.name.clone(), amount: spell.price };
@@ -150,8 +161,8 @@ impl Pipeline {
                 result,
             };
             let answer = render(&finished);
-            let charge =
-                Action::Charge { cast: id, spending: spending.clone(), keyed, answer: answer.clone() };
+            let kept = keyed.map(|keyed| (keyed, answer.clone()));
+            let charge = Action::Charge { cast: id, spending: spending.clone(), kept };
             return self.admit(caller, at, &spending, charge, answer).await;
         }
         let hold = Action::Hold(NewHold {
@@ -163,16 +174,43 @@ impl Pipeline {
             keyed: keyed.clone(),
             answer: None,
         });
-        let Admitted { admission, standing } = self.admit(caller, at, &spending, hold, ()).await?;
-        let admission = match admission.without_answer() {
-            Some(other) => other,
-            None => {
-                let run =
-                    Run { id, account: caller.account.clone(), spell, payload, at, keyed: keyed.is_some() };
-                Admission::Admitted(self.run(run, render).await?)
+        // From the hold to its settlement nothing may stop this half-way, least of all a caller who
+        // hangs up, so it goes on where its caller can't drop it.
+        let run = Run { id, account: caller.account.clone(), spell, payload, at, keyed: keyed.is_some() };
+        let (tell, told) = oneshot::channel();
+        let (pipeline, caller) = (self.clone(), caller.clone());
+        let cast = async move { pipeline.hold_and_run(caller, spending, hold, run, render, tell).await };
+        self.tasks.spawn_on(cast, &self.runtime);
+        told.await.unwrap_or(Err(Failure::Ledger(LedgerError::Unavailable)))
+    }
+
+    async fn hold_and_run(
+        &self,
+        caller: Caller,
+        spending: Spending,
+        hold: Action,
+        run: Run,
+        render: Render,
+        tell: oneshot::Sender<Result<Admitted<Answer>, Failure>>,
+    ) {
+        // Who hung up hears nothing; the books have it all the same.
+        match self.admit(&caller, run.at, &spending, hold, ()).await {
+            Ok(Admitted { admission: Admission::Admitted(()), standing }) => {
+                let tell = |ran: Result<Answer, Failure>| {
+                    let admitted = |answer| Admitted { admission: Admission::Admitted(answer), standing };
+                    let _ = tell.send(ran.map(admitted));
+                };
+                self.run_and_settle(run, render, tell).await;
             }
-        };
-        Ok(Admitted { admission, standing })
+            Ok(Admitted { admission, standing }) => {
+                if let Some(admission) = admission.without_answer() {
+                    let _ = tell.send(Ok(Admitted { admission, standing }));
+                }
+            }
+            Err(failure) => {
+                let _ = tell.send(Err(failure));
+            }
+        }
     }
 
     /// Sets `amount` aside for code that runs elsewhere, until `ttl` has passed. `render` makes the
@@ -187,13 +225,16 @@ impl Pipeline {
         render: impl FnOnce(&HoldId, Time) -> Answer,
     ) -> Result<Admitted<Answer>, Failure> {
         let at = self.clock.now();
+        if let Some(admission) = self.earlier(caller, keyed.as_ref(), at).await? {
+            return Ok(admission.before_the_rate());
+        }
         if caller.suspended {
-            return Ok(self.not_run(caller, Admission::Suspended).await);
+            return Ok(Admission::Suspended.before_the_rate());
         }
         if let Some(name) = spell_name
             && let Err(admission) = self.find_spell(caller, name).await?
         {
-            return Ok(self.not_run(caller, admission).await);
+            return Ok(admission.before_the_rate());
         }
         let (id, expires_at) = (HoldId::fresh(), at.plus(ttl));
         let answer = render(&id, expires_at);
@@ -231,20 +272,20 @@ impl Pipeline {
         action: Action,
         admitted: T,
     ) -> Result<Admitted<T>, Failure> {
-        if let Some(keyed) = action.keyed()
-            && let Some(earlier) = ledger::idempotency::earlier(&self.db, &caller.account, keyed, at).await?
-            && let Some(admission) = Admission::of(earlier)
+        let books = (caller.account.clone(), spending.key.clone(), spending.spell.clone());
+        if self.refused_lately.contains_key(&books)
+            && let Some(refusal) = self.would_refuse(caller, at, spending).await?
         {
-            return Ok(self.not_run(caller, admission).await);
+            return Ok(Admission::Refused(refusal).before_the_rate());
         }
         let standing = self.take(caller).await;
         if standing.is_some_and(|standing| !standing.allowed) {
             // The hard limit speaks first, also to who is over the rate.
-            let mut books = self.db.begin_read().await?;
-            let refusal = ledger::would_refuse(&mut books, &caller.account, at, spending.clone()).await?;
-            books.rollback().await?;
+            let refusal = self.would_refuse(caller, at, spending).await?;
             let admission = refusal.map_or(Admission::RateLimited, Admission::Refused);
-            self.count(&admission);
+            if matches!(admission, Admission::RateLimited) {
+                self.metrics.rate_limited.inc();
+            }
             return Ok(Admitted { admission, standing });
         }
         let request = Request { account: caller.account.clone(), at, action };
@@ -255,36 +296,51 @@ impl Pipeline {
                 return Err(error.into());
             }
         };
-        match admission {
-            None => Ok(Admitted { admission: Admission::Admitted(admitted), standing }),
-            Some(admission) => {
-                self.count(&admission);
-                Ok(Admitted { admission, standing: self.give_back(caller).await })
-            }
+        let Some(admission) = admission else {
+            return Ok(Admitted { admission: Admission::Admitted(admitted), standing });
+        };
+        if matches!(admission, Admission::Refused(_)) {
+            self.metrics.budget_blocks.inc();
+            self.refused_lately.insert(books, ()).await;
         }
+        Ok(Admitted { admission, standing: self.give_back(caller).await })
     }
 
-    fn count<T>(&self, admission: &Admission<T>) {
-        match admission {
-            Admission::Refused(_) => self.metrics.budget_blocks.inc(),
-            Admission::RateLimited => self.metrics.rate_limited.inc(),
-            _ => {}
+    /// What the request's idempotency key came to before, if it is known.
+    async fn earlier<T>(
+        &self,
+        caller: &Caller,
+        keyed: Option<&Keyed>,
+        at: Time,
+    ) -> Result<Option<Admission<T>>, StoreError> {
+        let Some(keyed) = keyed else { return Ok(None) };
+        let earlier = ledger::idempotency::earlier(&self.db, &caller.account, keyed, at).await?;
+        Ok(earlier.and_then(Admission::of))
+    }
+
+    /// Whether a hard limit refuses this now: a look that takes and writes nothing.
+    async fn would_refuse(
+        &self,
+        caller: &Caller,
+        at: Time,
+        spending: &Spending,
+    ) -> Result<Option<Refusal>, StoreError> {
+        let mut books = self.db.begin_read().await?;
+        let refusal = ledger::would_refuse(&mut books, &caller.account, at, spending.clone()).await?;
+        books.rollback().await?;
+        if refusal.is_some() {
+            self.metrics.budget_blocks.inc();
         }
+        Ok(refusal)
     }
 
-    /// Runs the spell whose price is held, and settles. Goes on when the caller hangs up.
-    async fn run(&self, run: Run, render: Render) -> Result<Answer, Failure> {
-        let (tell, told) = oneshot::channel();
-        let pipeline = self.clone();
-        self.tasks.spawn_on(async move { pipeline.run_and_settle(run, render, tell).await }, &self.runtime);
-        told.await.unwrap_or(Err(LedgerError::Unavailable)).map_err(Failure::from)
-    }
-
+    /// Runs the spell whose price is held, and settles. What it came to is told once it is in the
+    /// books, or that it is not yet, in which case settling is tried again until the hold expires.
     async fn run_and_settle(
-        self,
+        &self,
         Run { id, account, spell, payload, at, keyed }: Run,
         render: Render,
-        tell: oneshot::Sender<Result<Answer, LedgerError>>,
+        tell: impl FnOnce(Result<Answer, Failure>),
     ) {
         let result = self.spells.run(&spell, &payload).await;
         let cost = if result.is_ok() { spell.price } else { Nanos::ZERO };
@@ -304,33 +360,40 @@ impl Pipeline {
         let until = at.plus(spell.timeout() + GRACE);
         loop {
             let request = Request { account: account.clone(), at: self.clock.now(), action: action.clone() };
-            let settled = self.ledger.ask(request).await;
-            let done = !matches!(settled, Err(LedgerError::Unavailable | LedgerError::Busy));
+            let told = match self.ledger.settle(request).await {
+                Ok(Outcome::Hold(_)) => Ok(answer.clone()),
+                // Its hold expired and was charged meanwhile, or its price fits no total.
+                Ok(other) => {
+                    tracing::error!(cast = id.as_str(), ?other, "a cast that ran could not be settled");
+                    Err(Failure::Unsettled(id.clone()))
+                }
+                Err(LedgerError::Refused) => Err(LedgerError::Refused.into()),
+                Err(LedgerError::Busy | LedgerError::Unavailable) => {
+                    if let Some(tell) = tell.take() {
+                        tell(Err(Failure::Unsettled(id.clone())));
+                    }
+                    if self.clock.now() < until {
+                        sleep(Duration::from_millis(250)).await;
+                        continue;
+                    }
+                    tracing::error!(
+                        cast = id.as_str(),
+                        "a cast that ran was not settled before its hold expired"
+                    );
+                    return;
+                }
+            };
             if let Some(tell) = tell.take() {
-                // Who hung up does not hear it; the books have it all the same.
-                let _ = tell.send(settled.map(|_| answer.clone()));
+                tell(told);
             }
-            if done {
-                return;
-            }
-            if self.clock.now() >= until {
-                tracing::error!(
-                    cast = id.as_str(),
-                    "a cast ran and could not be settled before its hold expired"
-                );
-                return;
-            }
-            sleep(Duration::from_millis(250)).await;
+            return;
         }
     }
 
-    /// For what ends before the rate is touched: how it stands, with nothing taken.
-    async fn not_run<T>(&self, caller: &Caller, admission: Admission<T>) -> Admitted<T> {
-        let standing = match rate_of(caller, self.rate_limit_per_minute) {
-            Some((bucket, per_minute)) => Some(self.limiter.peek(&bucket, per_minute).await),
-            None => None,
-        };
-        Admitted { admission, standing }
+    /// How the caller's rate stands, with nothing taken; `None` if it is not limited.
+    pub async fn standing(&self, caller: &Caller) -> Option<Standing> {
+        let (bucket, per_minute) = rate_of(caller, self.rate_limit_per_minute)?;
+        Some(self.limiter.peek(&bucket, per_minute).await)
     }
 
     async fn take(&self, caller: &Caller) -> Option<Standing> {
@@ -353,7 +416,7 @@ fn rate_of(caller: &Caller, default: u32) -> Option<(String, u32)> {
 /// A cast whose price is held.
 struct Run {
     id: CastId,
-    account: crate::id::AccountId,
+    account: AccountId,
     spell: Arc<Spell>,
     payload: Value,
     at: Time,
@@ -361,6 +424,11 @@ struct Run {
 }
 
 impl<T> Admission<T> {
+    /// An end that comes before the rate is asked.
+    fn before_the_rate(self) -> Admitted<T> {
+        Admitted { admission: self, standing: None }
+    }
+
     /// What the ledger's outcome means, unless it is that the request was admitted.
     fn of(outcome: Outcome) -> Option<Admission<T>> {
         Some(match outcome {

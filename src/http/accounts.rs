@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::{
     caller::no_account,
     error::ApiError,
-    extract::{Body, Page, Query, id_of, name},
+    extract::{Body, NoQuery, Page, Query, id_of, name},
     state::AppState,
 };
 use crate::{
@@ -43,6 +43,7 @@ pub struct Listing {
 pub async fn create(
     state: web::Data<AppState>,
     caller: Caller,
+    _: NoQuery,
     body: Body<NewAccount>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Admin)?;
@@ -70,6 +71,7 @@ pub async fn get(
     state: web::Data<AppState>,
     caller: Caller,
     path: web::Path<String>,
+    _: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Admin)?;
     let id: AccountId = id_of(path.into_inner()).ok_or_else(no_account)?;
@@ -82,6 +84,7 @@ pub async fn update(
     state: web::Data<AppState>,
     caller: Caller,
     path: web::Path<String>,
+    _: NoQuery,
     body: Body<ChangedAccount>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Admin)?;

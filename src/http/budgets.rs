@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{
     AppState,
     error::{ApiError, Code},
-    extract::{Body, Query},
+    extract::{Body, Page, Query},
 };
 use crate::{
     budget::{self, Budget, Change, Limits, Scope},
@@ -48,6 +48,8 @@ pub struct BudgetsQuery {
     spell: Option<String>,
     period: Option<String>,
     all: Option<String>,
+    limit: Option<String>,
+    cursor: Option<String>,
 }
 
 /// `POST /v1/budgets`: 201 for a new budget, 200 for one that was there and is replaced.
@@ -105,7 +107,8 @@ pub async fn get(
     caller
         .require(KeyScope::Read)
         .or_else(|refused| caller.require(KeyScope::Budgets).map_err(|_| refused))?;
-    let BudgetsQuery { key_id, spell, period, all } = query;
+    let BudgetsQuery { key_id, spell, period, all, limit, cursor } = query;
+    let page = Page::new(limit.as_deref(), cursor)?;
     let every_scope = key_id.is_none() && spell.is_none();
     let period_only = period.as_deref().map(self::period).transpose()?;
     let chosen = chosen(BudgetQuery { key_id, spell, period })?;
@@ -113,8 +116,14 @@ pub async fn get(
     if flag("all", all.as_deref())? {
         let of_period = |budget: &Budget| period_only.is_none_or(|period| period == budget.period);
         let wanted = |budget: &&Budget| chosen(budget) || (every_scope && of_period(budget));
-        let data: Vec<Value> = budgets.iter().filter(wanted).map(budget_json).collect();
-        return Ok(HttpResponse::Ok().json(json!({ "data": data, "next_cursor": null })));
+        let after = |budget: &&Budget| page.cursor.as_deref() != Some(budget.id.as_str());
+        let mut rest = budgets.iter().filter(wanted);
+        if page.cursor.is_some() {
+            rest.by_ref().take_while(after).for_each(drop);
+        }
+        let rows: Vec<Value> = rest.map(budget_json).take(page.limit as usize + 1).collect();
+        let id = |row: &Value| row["id"].as_str().unwrap_or_default().to_owned();
+        return Ok(HttpResponse::Ok().json(page.answer(rows, id)));
     }
     let budget = budgets.iter().find(|budget| chosen(budget)).ok_or(Code::BudgetNotFound)?;
     Ok(HttpResponse::Ok().json(budget_json(budget)))
@@ -145,7 +154,6 @@ pub async fn usage(
     caller.require(KeyScope::Read)?;
     let wanted = query.period.as_deref().map(period).transpose()?;
     let scope = scope(query.key_id.clone(), query.spell.clone())?;
-    require_known(&state, &caller, &scope).await?;
     let chosen = chosen(query)?;
     let mut books = state.db.begin_read().await?;
     let budgets = budget::of_accounts(&mut books, [&caller.account]).await?;
@@ -193,8 +201,13 @@ fn scope(key_id: Option<String>, spell: Option<String>) -> Result<Scope, ApiErro
     }
 }
 
-/// A budget of a key or spell that is not there would never count anything.
+/// A new budget of a key or spell that is not there would never count anything. One that exists may
+/// be changed also when its key was revoked or its spell deleted.
 async fn require_known(state: &AppState, caller: &Caller, scope: &Scope) -> Result<(), ApiError> {
+    let budgets = budget::of_account(&state.db, &caller.account).await?;
+    if budgets.iter().any(|budget| budget.scope == *scope) {
+        return Ok(());
+    }
     match scope {
         Scope::Account => Ok(()),
         Scope::Key(key) => match state.identity.has_key(&caller.account, key).await? {

@@ -12,11 +12,12 @@ use actix_web::{
     Error, FromRequest, HttpMessage, HttpRequest, HttpResponse, ResponseError,
     body::{EitherBody, MessageBody},
     dev::{Payload, ServiceRequest, ServiceResponse},
-    http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, WWW_AUTHENTICATE},
+    http::header::{HeaderMap, HeaderName, HeaderValue, WWW_AUTHENTICATE},
     middleware::Next,
     web,
 };
 use ipnet::IpNet;
+use secrecy::SecretString;
 
 use super::{
     error::{ApiError, Code},
@@ -30,7 +31,7 @@ use crate::{
 };
 
 /// Adds the headers that tell a limited caller how its allowance stands.
-pub fn show_rate(response: &mut HttpResponse, standing: &Standing) {
+pub fn show_rate<B>(response: &mut HttpResponse<B>, standing: &Standing) {
     for (name, value) in [
         ("ratelimit-limit", u64::from(standing.limit)),
         ("ratelimit-remaining", u64::from(standing.remaining)),
@@ -81,15 +82,17 @@ async fn caller_of(request: &ServiceRequest) -> Result<Caller, HttpResponse> {
     let Some(state) = request.app_data::<web::Data<AppState>>() else {
         return Err(answer(Code::Internal.into()));
     };
-    let known = match credentials(request.headers()) {
-        Some(Presented::Key(key)) => {
-            state.identity.caller_of_key(key).await.map_err(|error| answer(error.into()))?
+    let known = match credentials(request.headers(), &state.config.service_tokens) {
+        Ok(Presented::Service(service)) => Ok(service),
+        Ok(Presented::Key(key)) => {
+            let known = state.identity.caller_of_key(key).await.map_err(|error| answer(error.into()))?;
+            known.ok_or(Code::Unauthorized.sentence())
         }
-        Some(Presented::Service(token)) => Caller::of_service(token, &state.config.service_tokens),
-        None => None,
+        Err(problem) => Err(problem),
     };
-    let Some(caller) = known else {
-        return Err(refuse(request, state).await);
+    let caller = match known {
+        Ok(caller) => caller,
+        Err(problem) => return Err(refuse(request, state, problem).await),
     };
     let named = named_account(request.query_string()).map_err(answer)?;
     acting_for(state, caller, named).await.map_err(answer)
@@ -113,15 +116,15 @@ pub(super) fn no_account() -> ApiError {
     ApiError::new(Code::NotFound, "There is no such account.")
 }
 
-/// The 401, or beyond what its address is allowed of them, the 429.
-async fn refuse(request: &ServiceRequest, state: &AppState) -> HttpResponse {
+/// The 401 with this sentence, or beyond what its address is allowed of them, the 429.
+async fn refuse(request: &ServiceRequest, state: &AppState, problem: &str) -> HttpResponse {
     let peer = request.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
     let address = client_address(peer, request.headers(), &state.config.trusted_proxies);
     let bucket = format!("address/{}", limited_as(address));
     let standing = state.limiter.take(&bucket, state.config.rate_limit_anon_per_minute).await;
     let mut response = match standing.allowed {
         true => {
-            let mut response = ApiError::from(Code::Unauthorized).error_response();
+            let mut response = ApiError::new(Code::Unauthorized, problem).error_response();
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             response
         }
@@ -134,36 +137,46 @@ async fn refuse(request: &ServiceRequest, state: &AppState) -> HttpResponse {
     response
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What a request is known by.
 enum Presented<'r> {
+    Service(Caller),
+    /// What may be a key.
     Key(&'r str),
-    Service(&'r str),
 }
 
-/// What the request presents to be known by; `None` if nothing, or if it says two things at once.
-fn credentials(headers: &HeaderMap) -> Option<Presented<'_>> {
-    let mut presented = Vec::new();
-    for value in headers.get_all(AUTHORIZATION) {
-        presented.extend(bearer(value.to_str().ok()?).map(Presented::Key));
+/// What the request presents to be known by, or what its 401 says. A service key is enough, whatever
+/// else is there; a wrong one is no reason to go on with what else is there.
+fn credentials<'r>(headers: &'r HeaderMap, tokens: &[SecretString]) -> Result<Presented<'r>, &'static str> {
+    let presented = readable(headers, "x-internal-key");
+    if let Some(service) = presented.iter().find_map(|token| Caller::of_service(token, tokens)) {
+        return Ok(Presented::Service(service));
     }
-    for value in headers.get_all("x-api-key") {
-        presented.push(Presented::Key(value.to_str().ok()?.trim()));
+    if !presented.is_empty() {
+        return Err("This `X-Internal-Key` is none of this server's service keys.");
     }
-    for value in headers.get_all("x-internal-key") {
-        presented.push(Presented::Service(value.to_str().ok()?.trim()));
+    let mut keys: Vec<&str> = readable(headers, "authorization").into_iter().filter_map(bearer).collect();
+    keys.extend(readable(headers, "x-api-key"));
+    let (first, others) = keys.split_first().ok_or(Code::Unauthorized.sentence())?;
+    match others.iter().all(|other| other == first) {
+        true => Ok(Presented::Key(first)),
+        false => Err("The request carries several different keys; send one of them."),
     }
-    let (first, others) = presented.split_first()?;
-    others.iter().all(|other| other == first).then_some(*first)
+}
+
+/// What the headers of that name say, apart from those that say nothing or can't be read.
+fn readable<'r>(headers: &'r HeaderMap, name: &str) -> Vec<&'r str> {
+    let texts = headers.get_all(name).filter_map(|value| value.to_str().ok());
+    texts.map(str::trim).filter(|text| !text.is_empty()).collect()
 }
 
 /// The token of a `Bearer` header; other schemes are not ours to understand.
 fn bearer(header: &str) -> Option<&str> {
-    let (scheme, token) = header.trim().split_once(' ')?;
+    let (scheme, token) = header.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 /// The account that `?account_id=` names.
-fn named_account(query: &str) -> Result<Option<AccountId>, ApiError> {
+pub(super) fn named_account(query: &str) -> Result<Option<AccountId>, ApiError> {
     let mut named = None;
     let pairs = serde_urlencoded::from_str::<Vec<(String, String)>>(query).unwrap_or_default();
     for (_, id) in pairs.into_iter().filter(|(name, _)| name == "account_id") {
@@ -222,17 +235,17 @@ mod tests {
     fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in lines {
-            headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+            headers.append(HeaderName::from_static(name), HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
         headers
     }
 
-    fn key(lines: &[(&'static str, &str)]) -> Option<String> {
-        match credentials(&headers(lines)) {
-            Some(Presented::Key(key)) => Some(key.to_owned()),
-            Some(Presented::Service(token)) => Some(format!("service {token}")),
-            None => None,
-        }
+    fn key(lines: &[(&'static str, &str)]) -> Result<String, &'static str> {
+        let tokens = ["older".to_owned().into(), "newer".to_owned().into()];
+        credentials(&headers(lines), &tokens).map(|presented| match presented {
+            Presented::Key(key) => key.to_owned(),
+            Presented::Service(service) => service.key.to_string(),
+        })
     }
 
     #[test]
@@ -243,20 +256,48 @@ mod tests {
             &[("x-api-key", "k1")],
             &[("authorization", "Bearer k1"), ("x-api-key", "k1")],
             &[("authorization", "Basic dTpw"), ("x-api-key", "k1")],
+            &[("authorization", "Bearer "), ("x-api-key", "k1"), ("x-api-key", "")],
+            &[("authorization", "Bearer é"), ("x-api-key", "k1"), ("x-internal-key", "é")],
+            &[("x-api-key", "é"), ("authorization", "Bearer k1")],
         ] {
-            assert_eq!(key(lines).as_deref(), Some("k1"), "{lines:?}");
+            assert_eq!(key(lines).as_deref(), Ok("k1"), "{lines:?}");
         }
+        assert_eq!(key(&[("authorization", "Bearer a b  c")]).as_deref(), Ok("a b  c"));
         for lines in [
             &[] as &[_],
             &[("authorization", "k1")],
             &[("authorization", "Basic k1")],
+            &[("x-api-key", "é")],
+            &[("x-api-key", ""), ("x-internal-key", "")],
+        ] {
+            assert_eq!(key(lines), Err(Code::Unauthorized.sentence()), "{lines:?}");
+        }
+        for lines in [
             &[("authorization", "Bearer k1"), ("x-api-key", "k2")],
             &[("x-api-key", "k1"), ("x-api-key", "k2")],
-            &[("x-api-key", "k1"), ("x-internal-key", "k1")],
         ] {
-            assert_eq!(key(lines), None, "{lines:?}");
+            assert!(key(lines).unwrap_err().contains("several different keys"), "{lines:?}");
         }
-        assert_eq!(key(&[("x-internal-key", "t")]).as_deref(), Some("service t"));
+    }
+
+    #[test]
+    fn a_service_key_is_enough_whatever_else_is_there() {
+        for lines in [
+            &[("x-internal-key", "newer")] as &[_],
+            &[("x-internal-key", "newer"), ("x-internal-key", "older")],
+            &[("x-internal-key", "wrong"), ("x-internal-key", "older")],
+            &[("x-api-key", "k1"), ("authorization", "Bearer k2"), ("x-internal-key", "newer")],
+            &[("x-api-key", "é"), ("x-internal-key", "é"), ("x-internal-key", " newer")],
+        ] {
+            assert_eq!(key(lines).as_deref(), Ok("service"), "{lines:?}");
+        }
+        for lines in [
+            &[("x-internal-key", "wrong")] as &[_],
+            &[("x-internal-key", "k1"), ("x-api-key", "k1")],
+            &[("x-internal-key", "newer,older")],
+        ] {
+            assert!(key(lines).unwrap_err().contains("`X-Internal-Key`"), "{lines:?}");
+        }
     }
 
     fn client(peer: &str, forwarded: &[&str]) -> String {
@@ -314,7 +355,11 @@ mod tests {
     fn an_allowance_is_told_in_three_headers() {
         let standing =
             Standing { allowed: true, limit: 60, remaining: 59, reset_seconds: 1, retry_after_seconds: 0 };
-        let told = rate_headers(&standing).map(|(name, value)| format!("{name}: {value}"));
-        assert_eq!(told, ["ratelimit-limit: 60", "ratelimit-remaining: 59", "ratelimit-reset: 1"]);
+        let mut response = HttpResponse::Ok().finish();
+        show_rate(&mut response, &standing);
+        let told = ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"]
+            .map(|name| response.headers().get(name).unwrap().to_str().unwrap().to_owned());
+        assert_eq!(told, ["60", "59", "1"]);
+        assert_eq!(response.headers().len(), 3);
     }
 }

@@ -1,11 +1,14 @@
 //! `/v1/cast` and what was cast.
 
 use actix_web::{
-    HttpRequest, HttpResponse, ResponseError,
+    HttpMessage, HttpRequest, HttpResponse, ResponseError,
+    body::MessageBody,
+    dev::{ServiceRequest, ServiceResponse},
     http::{
-        StatusCode,
+        Method, StatusCode,
         header::{HeaderName, HeaderValue},
     },
+    middleware::Next,
     web,
 };
 use serde::Deserialize;
@@ -16,14 +19,14 @@ use super::{
     AppState,
     caller::show_rate,
     error::{ApiError, Code},
-    extract::{Body, Page, Query, id_of},
+    extract::{Body, NoQuery, Page, Query, id_of},
 };
 use crate::{
     cast::{
         Admission, Admitted, Failure, Finished,
         history::{self, CastRow, Filter},
     },
-    id::CastId,
+    id::{CastId, HoldId},
     identity::{Caller, KeyScope},
     ledger::{Answer, Keyed, Refusal},
     spell::upstream::UpstreamError,
@@ -40,6 +43,7 @@ pub async fn cast(
     state: web::Data<AppState>,
     caller: Caller,
     request: HttpRequest,
+    _: NoQuery,
     body: Body<CastBody>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Cast)?;
@@ -76,6 +80,13 @@ fn render(finished: &Finished) -> Answer {
         _ => ApiError::from(code),
     };
     Answer { status: code.status(), body: error.with("id", finished.id.as_str()).body() }
+}
+
+/// What an idempotency key is told whose cast was charged, and its answer lost.
+pub fn lost(cast: &HoldId) -> Answer {
+    let message = "The cast was charged, as its spell states, and its answer was lost.";
+    let error = ApiError::new(Code::UpstreamFailed, message).with("id", cast.as_str());
+    Answer { status: error.code.status(), body: error.body() }
 }
 
 /// The request's `Idempotency-Key`, with a hash of everything that makes it the same request.
@@ -115,6 +126,25 @@ pub fn respond(Admitted { admission, standing }: Admitted<Answer>) -> HttpRespon
         show_rate(&mut response, standing);
     }
     response
+}
+
+/// Middleware for what is limited: an answer that came before the rate was asked, a 400 or a 404,
+/// shows how it stands as well, with nothing taken.
+pub async fn always_show_rate<B: MessageBody>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<B>, actix_web::Error> {
+    let limited = request.method() == Method::POST;
+    let caller = request.extensions().get::<Caller>().cloned().filter(|_| limited);
+    let state = request.app_data::<web::Data<AppState>>().cloned();
+    let mut response = next.call(request).await?;
+    if let (Some(caller), Some(state)) = (caller, state)
+        && !response.headers().contains_key("ratelimit-limit")
+        && let Some(standing) = state.pipeline.standing(&caller).await
+    {
+        show_rate(response.response_mut(), &standing);
+    }
+    Ok(response)
 }
 
 fn answered(answer: Answer) -> HttpResponse {
@@ -161,6 +191,7 @@ impl From<Failure> for ApiError {
         match failure {
             Failure::Ledger(error) => error.into(),
             Failure::Store(error) => error.into(),
+            Failure::Unsettled(cast) => ApiError::from(Code::CastUnsettled).with("id", cast.as_str()),
         }
     }
 }
@@ -201,6 +232,7 @@ pub async fn get(
     state: web::Data<AppState>,
     caller: Caller,
     id: web::Path<String>,
+    _: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Read)?;
     let no_cast = || ApiError::new(Code::NotFound, "There is no such cast.");

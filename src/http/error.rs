@@ -57,7 +57,8 @@ codes! {
     Internal 500 "internal" "Something went wrong on our side; nothing was charged.";
     UpstreamFailed 502 "upstream_failed" "The spell's upstream failed; nothing was charged.";
     BillingDisabled 503 "billing_disabled" "Billing is switched off on this server.";
-    DatabaseUnavailable 503 "database_unavailable" "The database does not answer; nothing was charged. Try again.";
+    DatabaseUnavailable 503 "database_unavailable" "The database does not answer. Try again, with the same Idempotency-Key if there was one.";
+    CastUnsettled 503 "cast_unsettled" "The spell ran and is being booked; do not repeat it, look it up by its id.";
     Overloaded 503 "overloaded" "Too many requests are waiting; nothing was charged. Try again.";
     UpstreamTimeout 504 "upstream_timeout" "The spell's upstream took too long; nothing was charged.";
 }

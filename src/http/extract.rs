@@ -5,12 +5,13 @@
 //!
 //! Whatever is wrong with a request is a 4xx with a sentence; nothing of it is done.
 
-use std::{collections::BTreeSet, future::Future, pin::Pin};
+use std::{collections::BTreeSet, future::Future, pin::Pin, time::Duration};
 
 use actix_web::{FromRequest, HttpRequest, dev::Payload, http::header, web};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::time::timeout;
 
 use super::{
     error::{ApiError, Code},
@@ -60,6 +61,9 @@ impl<T: DeserializeOwned + 'static> FromRequest for OptionalBody<T> {
     }
 }
 
+/// How long the next part of a body may take.
+const CHUNK_WITHIN: Duration = Duration::from_secs(10);
+
 /// Reads the whole body, or stops where it passes the limit.
 async fn read(request: &HttpRequest, mut payload: Payload) -> Result<web::Bytes, ApiError> {
     let limit =
@@ -76,8 +80,9 @@ async fn read(request: &HttpRequest, mut payload: Payload) -> Result<web::Bytes,
         return Err(too_large());
     }
     let mut body = web::BytesMut::new();
-    while let Some(chunk) = payload.next().await {
-        let chunk = chunk.map_err(|_| ApiError::invalid("The body broke off."))?;
+    let broke_off = || ApiError::invalid("The body broke off, or took too long.");
+    while let Some(chunk) = timeout(CHUNK_WITHIN, payload.next()).await.map_err(|_| broke_off())? {
+        let chunk = chunk.map_err(|_| broke_off())?;
         if body.len() + chunk.len() > limit {
             return Err(too_large());
         }
@@ -113,18 +118,24 @@ fn strictly<T: DeserializeOwned>(value: Value, what: &str) -> Result<T, ApiError
     let read = serde_ignored::deserialize(tracked, |path| {
         unknown.insert(shown(&path.to_string()));
     });
-    let read = read.map_err(|problem| {
-        let path = track.path().to_string();
-        let at = if path == "." { String::new() } else { format!("{}: ", shown(&path)) };
-        // It may quote what was sent, however long that is.
-        let problem: String = problem.to_string().chars().take(300).collect();
-        ApiError::invalid(format!("{at}{problem}."))
-    })?;
     let plural = if unknown.len() == 1 { "" } else { "s" };
     let names: Vec<String> = unknown.into_iter().take(MAX_NAMED).collect();
-    match names.is_empty() {
-        true => Ok(read),
-        false => Err(ApiError::invalid(format!("Unknown {what}{plural} {}.", names.join(", ")))),
+    let unknown = match names.is_empty() {
+        true => None,
+        false => Some(format!("Unknown {what}{plural} {}.", names.join(", "))),
+    };
+    match (read, unknown) {
+        (Ok(read), None) => Ok(read),
+        (Ok(_), Some(unknown)) => Err(ApiError::invalid(unknown)),
+        (Err(problem), unknown) => {
+            let path = track.path().to_string();
+            let at = if path == "." { String::new() } else { format!("{}: ", shown(&path)) };
+            // It may quote what was sent, however long that is.
+            let problem: String = problem.to_string().chars().take(300).collect();
+            // What is missing is often there under another name.
+            let unknown = unknown.map(|unknown| format!(" {unknown}")).unwrap_or_default();
+            Err(ApiError::invalid(format!("{at}{problem}.{unknown}")))
+        }
     }
 }
 
@@ -133,7 +144,8 @@ fn strictly<T: DeserializeOwned>(value: Value, what: &str) -> Result<T, ApiError
 const MAX_NAMED: usize = 20;
 
 fn shown(path: &str) -> String {
-    format!("`{}`", path.chars().take(80).collect::<String>())
+    // An optional part of the path stands as a question mark.
+    format!("`{}`", path.replace(".?", "").chars().take(80).collect::<String>())
 }
 
 /// A query string as a `T`, without unknown or repeated parameters. `account_id` is not `T`'s
@@ -163,6 +175,21 @@ fn query<T: DeserializeOwned>(text: &str) -> Result<T, ApiError> {
     }
     fields.shift_remove("account_id");
     strictly(Value::Object(fields), "parameter")
+}
+
+/// For routes that take no parameters: a query string with one is refused.
+pub struct NoQuery;
+
+#[derive(serde::Deserialize)]
+struct Nothing {}
+
+impl FromRequest for NoQuery {
+    type Error = ApiError;
+    type Future = std::future::Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        std::future::ready(query(request.query_string()).map(|Nothing {}| NoQuery))
+    }
 }
 
 /// How much of a list is wanted.
@@ -246,7 +273,7 @@ mod tests {
             let problem = message(&format!(r#"{{"name":"a","cents":{cents}}}"#));
             assert!(problem.contains("`cents`"), "{problem}");
         }
-        assert!(message("{}").contains("name"));
+        assert!(message(r#"{"nmae":"a"}"#).contains("missing field `name`. Unknown field `nmae`."));
         assert!(message("[]").contains("object"));
     }
 

@@ -10,7 +10,7 @@ use super::{
     AppState,
     casts::{idempotency_key, respond},
     error::{ApiError, Code},
-    extract::{Body, OptionalBody, Page, Query, id_of},
+    extract::{Body, NoQuery, OptionalBody, Page, Query, id_of},
 };
 use crate::{
     id::HoldId,
@@ -51,6 +51,7 @@ pub async fn create(
     state: web::Data<AppState>,
     caller: Caller,
     request: HttpRequest,
+    _: NoQuery,
     body: Body<NewHoldBody>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Cast)?;
@@ -84,6 +85,7 @@ pub async fn get(
     state: web::Data<AppState>,
     caller: Caller,
     id: web::Path<String>,
+    _: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Read)?;
     let row = hold::get(&state.db, &caller.account, &hold_id(id)?).await?;
@@ -95,6 +97,7 @@ pub async fn settle(
     state: web::Data<AppState>,
     caller: Caller,
     id: web::Path<String>,
+    _: NoQuery,
     body: Body<SettleBody>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Cast)?;
@@ -109,6 +112,7 @@ pub async fn extend(
     state: web::Data<AppState>,
     caller: Caller,
     id: web::Path<String>,
+    _: NoQuery,
     body: OptionalBody<ExtendBody>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Cast)?;
@@ -123,6 +127,7 @@ pub async fn void(
     state: web::Data<AppState>,
     caller: Caller,
     id: web::Path<String>,
+    _: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Cast)?;
     let (hold, held_for) = (hold_id(id)?, HeldFor::External);
@@ -132,7 +137,7 @@ pub async fn void(
 
 async fn end(state: &AppState, caller: &Caller, action: Action) -> Result<HoldRow, ApiError> {
     let request = Request { account: caller.account.clone(), at: state.clock.now(), action };
-    match state.ledger.ask(request).await? {
+    match state.ledger.settle(request).await? {
         Outcome::Hold(hold) => Ok(hold),
         Outcome::EndedOtherwise(hold) => {
             let ended = state_name(&hold);

@@ -7,15 +7,15 @@
 
 use std::time::Duration;
 
-use actix_web::{HttpResponse, HttpResponseBuilder, http::header::CACHE_CONTROL, web};
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, http::header::CACHE_CONTROL, web};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    caller::no_account,
+    caller::{named_account, no_account},
     error::{ApiError, Code},
-    extract::{Body, OptionalBody, Page, Query, id_of, name},
+    extract::{Body, NoQuery, OptionalBody, Page, Query, id_of, name},
     state::AppState,
 };
 use crate::{
@@ -54,14 +54,15 @@ pub struct Listing {
 pub async fn create(
     state: web::Data<AppState>,
     caller: Caller,
+    request: HttpRequest,
+    _: NoQuery,
     body: Body<Wanted>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Keys)?;
     let mut wanted = body.value;
     let account_id = wanted.account_id.take();
-    let new = new_key(wanted, state.clock.now())?;
-    caller.require_grant(new.scopes.as_deref())?;
-    let account = account_for(&caller, account_id)?;
+    let new = caller.grant(new_key(wanted, state.clock.now())?)?;
+    let account = account_for(&caller, named_account(request.query_string())?, account_id)?;
     let (key, secret) = state.identity.create_key(&account, new).await?.ok_or_else(no_account)?;
     Ok(shown_once(HttpResponse::Created(), &key, &secret))
 }
@@ -84,6 +85,7 @@ pub async fn get(
     state: web::Data<AppState>,
     caller: Caller,
     path: web::Path<String>,
+    _: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
     caller.require_any(&[KeyScope::Read, KeyScope::Keys])?;
     Ok(HttpResponse::Ok().json(find(&state, &caller, path).await?))
@@ -94,13 +96,11 @@ pub async fn revoke(
     state: web::Data<AppState>,
     caller: Caller,
     path: web::Path<String>,
+    _: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Keys)?;
     let key = find(&state, &caller, path).await?;
-    // Otherwise whoever may make keys in the admins' account could lock the admins out.
-    if key.scopes.is_some_and(|scopes| scopes.contains(&KeyScope::Admin)) {
-        caller.require(KeyScope::Admin)?;
-    }
+    caller.require_revoke(&key.id, key.scopes.as_deref())?;
     match state.identity.revoke_key(&caller.account, &key.id).await? {
         true => Ok(HttpResponse::NoContent().finish()),
         false => Err(no_key()),
@@ -112,13 +112,15 @@ pub async fn rotate(
     state: web::Data<AppState>,
     caller: Caller,
     path: web::Path<String>,
+    _: NoQuery,
     body: OptionalBody<Rotation>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Keys)?;
     let grace = grace(body.0)?;
     let key = find(&state, &caller, path).await?;
-    // The answer shows a secret with that key's scopes, just as making such a key would.
+    // The answer shows a secret that may do what that key may, just as making such a key would.
     caller.require_grant(key.scopes.as_deref())?;
+    caller.require_limits(key.rate_limit_per_minute, key.expires_at)?;
     if let Some(end) = key.expires_at.filter(|end| *end <= state.clock.now()) {
         return Err(ApiError::invalid(format!("This key expired at {end}; make a new one.")));
     }
@@ -137,10 +139,18 @@ fn no_key() -> ApiError {
     ApiError::new(Code::NotFound, "There is no such key.")
 }
 
-/// The account that a new key is for. `?account_id=` has been understood where the caller was.
-fn account_for(caller: &Caller, named: Option<String>) -> Result<AccountId, ApiError> {
+/// The account that a new key is for: the one that the body names, or else the caller's, which is the
+/// one `in_query` if the query names one.
+fn account_for(
+    caller: &Caller,
+    in_query: Option<AccountId>,
+    named: Option<String>,
+) -> Result<AccountId, ApiError> {
     let Some(named) = named else { return Ok(caller.account.clone()) };
     let named: AccountId = id_of(named).ok_or_else(no_account)?;
+    if in_query.is_some_and(|in_query| in_query != named) {
+        return Err(ApiError::invalid("`account_id` is one in the query and another in the body."));
+    }
     match caller.is_admin() || named == caller.account {
         true => Ok(named),
         false => Err(no_account()),
@@ -152,9 +162,11 @@ fn new_key(wanted: Wanted, now: Time) -> Result<NewKey, ApiError> {
     let rate_limit_per_minute = wanted.rate_limit_per_minute.map(rate).transpose()?;
     let scopes = match wanted.scopes {
         Some(scopes) if scopes.is_empty() => {
-            return Err(ApiError::invalid(
-                "`scopes` must name at least one; leave it out for a key that may do everything in its account.",
-            ));
+            return Err(ApiError::invalid(format!(
+                "`scopes` must name at least one, there are {}; leave it out for a key that may do \
+                 everything in its account.",
+                KeyScope::all_named()
+            )));
         }
         scopes => scopes.map(|mut scopes| {
             scopes.sort();
@@ -236,7 +248,8 @@ mod tests {
         assert!(
             unknown.contains("`scopes[1]`") && unknown.contains("`root`") && unknown.contains("`budgets`")
         );
-        assert!(problem(r#"{"name":"a","scopes":[]}"#).contains("`scopes`"));
+        let none = problem(r#"{"name":"a","scopes":[]}"#);
+        assert!(KeyScope::ALL.iter().all(|scope| none.contains(&format!("`{scope}`"))), "{none}");
         for rate in ["0", "-1", "1000000001", "5.0", "99999999999999999999"] {
             let problem = problem(&format!(r#"{{"name":"a","rate_limit_per_minute":{rate}}}"#));
             assert!(problem.contains("`rate_limit_per_minute`"), "{problem}");
@@ -257,9 +270,9 @@ mod tests {
 
     #[test]
     fn only_an_admin_makes_keys_for_others() {
-        let caller = |scopes| Caller::of_key("acct_1".into(), "key_1".into(), false, scopes, None);
+        let caller = |scopes| Caller::of_key("acct_1".into(), "key_1".into(), false, scopes, None, None);
         let account = |caller: &Caller, named: Option<&str>| {
-            account_for(caller, named.map(str::to_owned)).map(|account| account.to_string())
+            account_for(caller, None, named.map(str::to_owned)).map(|account| account.to_string())
         };
         let (owner, admin) = (caller(None), caller(Some(vec![KeyScope::Admin])));
         for named in [None, Some("acct_1")] {
@@ -269,5 +282,19 @@ mod tests {
         for (caller, named) in [(&owner, "acct_2"), (&owner, ""), (&admin, "acct\0")] {
             assert_eq!(account(caller, Some(named)).unwrap_err().code, Code::NotFound);
         }
+    }
+
+    #[test]
+    fn a_new_keys_account_is_not_named_in_two_ways() {
+        let scopes = Some(vec![KeyScope::Admin]);
+        let admin = Caller::of_key("acct_root".into(), "key_1".into(), false, scopes, None, None)
+            .acting_for("acct_1".into(), false);
+        let account = |named: Option<&str>| {
+            let in_query = Some("acct_1".into());
+            account_for(&admin, in_query, named.map(str::to_owned)).map(|account| account.to_string())
+        };
+        assert_eq!(account(None).unwrap(), "acct_1");
+        assert_eq!(account(Some("acct_1")).unwrap(), "acct_1");
+        assert_eq!(account(Some("acct_2")).unwrap_err().code, Code::InvalidRequest);
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::{
     AppState,
     error::{ApiError, Code},
-    extract::{Body, Page, Query, decode},
+    extract::{Body, NoQuery, Page, Query, decode},
 };
 use crate::{
     clock::Time,
@@ -90,6 +90,7 @@ pub async fn get(
     state: web::Data<AppState>,
     caller: Caller,
     name: web::Path<String>,
+    _: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
     may_look(&caller)?;
     let spell = state.spells.get(&name).await?.ok_or(Code::SpellNotFound)?;
@@ -101,6 +102,7 @@ pub async fn put(
     state: web::Data<AppState>,
     caller: Caller,
     name: web::Path<String>,
+    _: NoQuery,
     body: Body<Map<String, Value>>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Admin)?;
@@ -122,6 +124,7 @@ pub async fn delete(
     state: web::Data<AppState>,
     caller: Caller,
     name: web::Path<String>,
+    _: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Admin)?;
     match state.spells.delete(&name).await? {

@@ -11,8 +11,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
-use super::account;
-use crate::id::{AccountId, KeyId};
+use super::{account, key::NewKey};
+use crate::{
+    clock::Time,
+    id::{AccountId, KeyId},
+};
 
 /// The key id under which what the service key does is booked.
 const SERVICE: &str = "service";
@@ -54,6 +57,11 @@ impl KeyScope {
     pub fn parse(text: &str) -> Option<KeyScope> {
         KeyScope::ALL.into_iter().find(|scope| scope.as_str() == text)
     }
+
+    /// All there are, for a sentence.
+    pub fn all_named() -> String {
+        listed(&KeyScope::ALL, "and")
+    }
 }
 
 impl fmt::Display for KeyScope {
@@ -67,7 +75,7 @@ impl TryFrom<String> for KeyScope {
 
     fn try_from(text: String) -> Result<KeyScope, String> {
         KeyScope::parse(&text)
-            .ok_or_else(|| format!("unknown scope `{text}`, there are {}", listed(&KeyScope::ALL, "and")))
+            .ok_or_else(|| format!("unknown scope `{text}`, there are {}", KeyScope::all_named()))
     }
 }
 
@@ -92,6 +100,14 @@ pub enum Denied {
     CannotGrant(KeyScope),
     #[error("A key that has scopes can't hand out a key without any, which may do everything.")]
     CannotGrantAll,
+    #[error(
+        "A key whose `rate_limit_per_minute` is {0} can't hand out one with a higher rate, or with none."
+    )]
+    CannotGrantRate(u32),
+    #[error("A key that expires at {0} can't hand out one that expires later, or never.")]
+    CannotGrantEnd(Time),
+    #[error("A key can't revoke another one that may do more than itself.")]
+    CannotRevoke,
 }
 
 /// Who makes a request: a key, or the service key, and the account it acts for.
@@ -106,6 +122,8 @@ pub struct Caller {
     admin: bool,
     /// The key's own rate; `None`: the server's.
     pub rate_limit_per_minute: Option<u32>,
+    /// When the key ends; a secret of it may end earlier. `None`: never.
+    expires_at: Option<Time>,
     /// The service key, which has no rate.
     pub service: bool,
 }
@@ -118,9 +136,10 @@ impl Caller {
         suspended: bool,
         scopes: Option<Vec<KeyScope>>,
         rate_limit_per_minute: Option<u32>,
+        expires_at: Option<Time>,
     ) -> Caller {
         let admin = scopes.as_ref().is_some_and(|scopes| scopes.contains(&KeyScope::Admin));
-        Caller { account, key, suspended, scopes, admin, rate_limit_per_minute, service: false }
+        Caller { account, key, suspended, scopes, admin, rate_limit_per_minute, expires_at, service: false }
     }
 
     /// The service, if `presented` is one of its `tokens`: an admin, at home in the root account.
@@ -132,9 +151,10 @@ impl Caller {
         let known = tokens.iter().fold(Choice::from(0), |known, token| {
             known | Sha256::digest(token.expose_secret()).as_slice().ct_eq(given.as_slice())
         });
+        let scopes = Some(vec![KeyScope::Admin]);
         bool::from(known).then(|| Caller {
             service: true,
-            ..Caller::of_key(account::root(), SERVICE.into(), false, Some(vec![KeyScope::Admin]), None)
+            ..Caller::of_key(account::root(), SERVICE.into(), false, scopes, None, None)
         })
     }
 
@@ -187,6 +207,43 @@ impl Caller {
             },
         }
     }
+
+    /// Whether the caller may hand out a key, or a key's new secret, with this rate and this end:
+    /// not more than its own, or who is limited would only have to make another key.
+    pub fn require_limits(&self, rate: Option<u32>, expires_at: Option<Time>) -> Result<(), Denied> {
+        match (self.rate_limit_per_minute, self.expires_at) {
+            _ if self.admin => Ok(()),
+            (Some(own), _) if rate.is_none_or(|rate| rate > own) => Err(Denied::CannotGrantRate(own)),
+            (_, Some(own)) if expires_at.is_none_or(|end| end > own) => Err(Denied::CannotGrantEnd(own)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The new key, with the caller's own rate and end where it states none.
+    ///
+    /// Errors: the caller may not hand it out.
+    pub fn grant(&self, new: NewKey) -> Result<NewKey, Denied> {
+        let new = match self.admin {
+            true => new,
+            false => NewKey {
+                rate_limit_per_minute: new.rate_limit_per_minute.or(self.rate_limit_per_minute),
+                expires_at: new.expires_at.or(self.expires_at),
+                ..new
+            },
+        };
+        self.require_grant(new.scopes.as_deref())?;
+        self.require_limits(new.rate_limit_per_minute, new.expires_at)?;
+        Ok(new)
+    }
+
+    /// Whether the caller may revoke the key `id`, which has these scopes: itself, or what it could
+    /// have handed out. Otherwise who may make a few keys could lock all others out.
+    pub fn require_revoke(&self, id: &KeyId, scopes: Option<&[KeyScope]>) -> Result<(), Denied> {
+        match *id == self.key || self.require_grant(scopes).is_ok() {
+            true => Ok(()),
+            false => Err(Denied::CannotRevoke),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -194,7 +251,20 @@ mod tests {
     use super::*;
 
     fn caller(scopes: Option<&[KeyScope]>) -> Caller {
-        Caller::of_key("acct_1".into(), "key_1".into(), false, scopes.map(<[KeyScope]>::to_vec), None)
+        Caller::of_key("acct_1".into(), "key_1".into(), false, scopes.map(<[KeyScope]>::to_vec), None, None)
+    }
+
+    fn limited(rate: Option<u32>, expires_at: Option<Time>) -> Caller {
+        Caller { rate_limit_per_minute: rate, expires_at, ..caller(None) }
+    }
+
+    fn granted(
+        caller: &Caller,
+        rate: Option<u32>,
+        end: Option<Time>,
+    ) -> Result<(Option<u32>, Option<Time>), Denied> {
+        let new = NewKey { rate_limit_per_minute: rate, expires_at: end, ..NewKey::default() };
+        caller.grant(new).map(|new| (new.rate_limit_per_minute, new.expires_at))
     }
 
     #[test]
@@ -222,6 +292,51 @@ mod tests {
         let admin = caller(Some(&[KeyScope::Admin]));
         assert!(admin.is_admin() && KeyScope::ALL.into_iter().all(|scope| admin.require(scope).is_ok()));
         assert_eq!(admin.require_grant(None), Ok(()));
+    }
+
+    #[test]
+    fn a_limited_key_hands_on_its_limits_or_less() {
+        let (rate, end) = (Some(30), Some(Time(500)));
+        let both = limited(rate, end);
+        assert_eq!(granted(&both, None, None), Ok((rate, end)));
+        assert_eq!(granted(&both, rate, end), Ok((rate, end)));
+        assert_eq!(granted(&both, Some(29), Some(Time(499))), Ok((Some(29), Some(Time(499)))));
+        assert_eq!(granted(&both, Some(31), None), Err(Denied::CannotGrantRate(30)));
+        assert_eq!(granted(&both, None, Some(Time(501))), Err(Denied::CannotGrantEnd(Time(500))));
+        assert_eq!(granted(&limited(rate, None), None, Some(Time(9_999))), Ok((rate, Some(Time(9_999)))));
+        assert_eq!(granted(&limited(None, end), Some(1_000), None), Ok((Some(1_000), end)));
+        // A key that is there already, whose new secret is asked for, inherits nothing.
+        assert_eq!(both.require_limits(None, end), Err(Denied::CannotGrantRate(30)));
+        assert_eq!(both.require_limits(rate, None), Err(Denied::CannotGrantEnd(Time(500))));
+        assert_eq!(both.require_limits(rate, end), Ok(()));
+    }
+
+    #[test]
+    fn an_unlimited_key_and_an_admin_hand_out_any_rate_and_end() {
+        let limited_admin = Caller { admin: true, ..limited(Some(30), Some(Time(500))) };
+        for maker in [caller(None), caller(Some(&[KeyScope::Admin])), limited_admin] {
+            assert_eq!(granted(&maker, None, None), Ok((None, None)));
+            let more = (Some(1_000_000_000), Some(Time(9_999)));
+            assert_eq!(granted(&maker, more.0, more.1), Ok(more));
+            assert_eq!(maker.require_limits(None, None), Ok(()));
+        }
+    }
+
+    #[test]
+    fn what_a_key_could_not_hand_out_it_can_not_revoke() {
+        let (own, other) = (KeyId::from("key_1"), KeyId::from("key_2"));
+        let (keys, all) = (&[KeyScope::Keys] as &[_], &KeyScope::ALL as &[_]);
+        let scoped = caller(Some(keys));
+        assert_eq!(scoped.require_revoke(&other, Some(keys)), Ok(()));
+        for wider in [None, Some(all), Some(&[KeyScope::Keys, KeyScope::Cast] as &[_])] {
+            assert_eq!(scoped.require_revoke(&other, wider), Err(Denied::CannotRevoke));
+            assert_eq!(scoped.require_revoke(&own, wider), Ok(()));
+        }
+        assert_eq!(caller(None).require_revoke(&other, None), Ok(()));
+        assert_eq!(caller(None).require_revoke(&other, Some(all)), Err(Denied::CannotRevoke));
+        for scopes in [None, Some(all)] {
+            assert_eq!(caller(Some(&[KeyScope::Admin])).require_revoke(&other, scopes), Ok(()));
+        }
     }
 
     #[test]

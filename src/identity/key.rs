@@ -26,8 +26,11 @@ use crate::{
     store::{Db, Rows, StoreError, Tx, Value, binds, statements},
 };
 
-/// How many of a secret's characters are shown, to tell keys apart by.
-const PREFIX_CHARS: usize = 12;
+/// What every secret that is made here begins with, so that leak scanners recognize it.
+const SECRET_PREFIX: &str = "sk_live_";
+
+/// How many of a secret's own characters are shown, to tell keys apart by.
+const SHOWN_CHARS: usize = 4;
 
 /// A key as it goes out: everything but its secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -186,8 +189,16 @@ impl TryFrom<CredentialRow> for Credential {
         let scopes = read_scopes(row.scopes.as_deref(), &row.id)?;
         let rate = read_rate(row.rate_limit_per_minute);
         let ends = [row.key_expires_at, row.secret_expires_at];
+        let key_end = row.key_expires_at.map(Time);
         Ok(Credential {
-            caller: Caller::of_key(row.account_id.into(), row.id.into(), row.suspended, scopes, rate),
+            caller: Caller::of_key(
+                row.account_id.into(),
+                row.id.into(),
+                row.suspended,
+                scopes,
+                rate,
+                key_end,
+            ),
             expires_at: ends.into_iter().flatten().min().map(Time),
         })
     }
@@ -206,16 +217,27 @@ fn read_rate(stored: Option<i64>) -> Option<u32> {
     stored.and_then(|rate| u32::try_from(rate).ok())
 }
 
-/// A new secret: 256 random bits behind a prefix that leak scanners recognize.
+/// A new secret: 256 random bits behind [`SECRET_PREFIX`].
 pub(super) fn new_secret() -> Result<SecretString, StoreError> {
     let mut random = [0u8; 32];
     getrandom::fill(&mut random)
         .map_err(|error| StoreError::Unavailable(format!("the system gives no random bytes: {error}")))?;
-    Ok(format!("sk_live_{}", hex::encode(random)).into())
+    Ok(format!("{SECRET_PREFIX}{}", hex::encode(random)).into())
 }
 
+/// Whether a text could be a secret: what was made here is, and what an operator may choose as
+/// BOOTSTRAP_API_KEY, which is any 32 characters or more that a header carries.
+pub fn could_be(secret: &str) -> bool {
+    (32..=1_024).contains(&secret.len())
+        && secret.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+        && secret == secret.trim()
+}
+
+/// What is shown of a secret. One that the operator chose may be guessed from much more than this.
 fn prefix_of(secret: &SecretString) -> String {
-    secret.expose_secret().chars().take(PREFIX_CHARS).collect()
+    let secret = secret.expose_secret();
+    let known = if secret.starts_with(SECRET_PREFIX) { SECRET_PREFIX.len() } else { 0 };
+    secret.chars().take(known + SHOWN_CHARS).collect()
 }
 
 /// Makes a key, and its secret, which is known only now. `None`: there is no such account.
@@ -408,6 +430,13 @@ mod tests {
     }
 
     #[test]
+    fn of_a_secret_that_was_not_made_here_four_characters_are_shown() {
+        assert_eq!(prefix_of(&"correct horse battery staple, again".into()), "corr");
+        assert_eq!(prefix_of(&"sk_test_0123456789abcdef0123456789abcdef".into()), "sk_t");
+        assert_eq!(prefix_of(&"sk_live_0123456789abcdef0123456789abcdef".into()), "sk_live_0123");
+    }
+
+    #[test]
     fn a_hash_is_sha_256_in_hex() {
         assert_eq!(
             SecretHash::of("abc").to_string(),
@@ -442,6 +471,7 @@ mod tests {
                 false,
                 Some(vec![KeyScope::Cast]),
                 Some(1_000_000_000),
+                Some(Time(99)),
             );
             assert_eq!(found, Credential { caller, expires_at: Some(Time(99)) });
 

@@ -136,12 +136,7 @@ pub async fn would_refuse(
     at: Time,
     spending: Spending,
 ) -> Result<Option<Refusal>, StoreError> {
-    let action = Action::Charge {
-        cast: CastId::from("probe"),
-        spending,
-        keyed: None,
-        answer: Answer { status: 200, body: String::new() },
-    };
+    let action = Action::Charge { cast: CastId::from("probe"), spending, kept: None };
     let request = Request { account: account.clone(), at, action };
     let mut working = Working::load(tx, &[&request], false).await?;
     Ok(match working.decide(&request) {
@@ -248,7 +243,7 @@ impl Working {
         let named = Rows::of(requests.iter().filter_map(|request| match &request.action {
             Action::Post { hold, .. }
             | Action::Void { hold, .. }
-            | Action::Expire { hold }
+            | Action::Expire { hold, .. }
             | Action::Undo { undone: Undone::Hold { id: hold }, .. }
             | Action::Extend { hold, .. } => Some(hold.as_str()),
             Action::Charge { .. } | Action::Hold(_) | Action::Undo { .. } => None,
@@ -275,7 +270,7 @@ impl Working {
                 }
                 Action::Post { hold, .. }
                 | Action::Void { hold, .. }
-                | Action::Expire { hold }
+                | Action::Expire { hold, .. }
                 | Action::Undo { undone: Undone::Hold { id: hold }, .. }
                 | Action::Extend { hold, .. } => {
                     if let Some(hold) = self.holds.get(hold).cloned() {
@@ -381,13 +376,15 @@ impl Working {
         }
         match &request.action {
             Action::Charge { .. } | Action::Hold(_) if suspended => Outcome::Suspended,
-            Action::Charge { cast, spending, keyed, answer } => {
+            Action::Charge { cast, spending, kept } => {
                 let legs = self.legs_of(request, spending);
                 let operation = Operation::Charge { reference: cast.to_string(), legs };
                 let outcome = self.spend(request, spending, &operation);
                 if outcome == Outcome::Done {
                     self.record_cast(request, cast.as_str(), spending, "COMPLETED");
-                    self.keep_answer(request, keyed.as_ref(), None, Some(answer));
+                    if let Some((keyed, answer)) = kept {
+                        self.keep_answer(request, keyed, None, Some(answer));
+                    }
                 }
                 outcome
             }
@@ -413,7 +410,8 @@ impl Working {
                 outcome
             }
             Action::Void { hold, held_for, error_code, answer } => {
-                let operation = Operation::Void { id: hold.clone() };
+                // Our own cast says what became of it, however late: nothing else is to be charged then.
+                let operation = Operation::Void { id: hold.clone(), late: *held_for == HeldFor::Cast };
                 let mut outcome = self.end_hold(request, hold, Some(*held_for), &operation);
                 if *held_for == HeldFor::Cast {
                     // Its hold may have expired meanwhile, which gave the money back just as well.
@@ -430,7 +428,7 @@ impl Working {
                 }
                 outcome
             }
-            Action::Expire { hold } => {
+            Action::Expire { hold, answer } => {
                 let charge = self.holds.get(hold).is_some_and(|hold| hold.on_lost == OnLost::Charge);
                 let operation = Operation::Expire { id: hold.clone(), charge };
                 let outcome = self.end_hold(request, hold, None, &operation);
@@ -438,8 +436,11 @@ impl Working {
                     let ended = ended.clone();
                     let cost = if charge { ended.amount } else { Nanos::ZERO };
                     self.end_cast(request, &ended, "FAILED", cost, Some("lost"));
-                    // Nobody was answered, so whoever asks again with the same key is served anew.
-                    self.writes.keys_of_lost_holds.push([Value::from(hold.as_str())]);
+                    match charge {
+                        true => self.answer_key(hold, Some(answer)),
+                        // Nobody paid, so whoever asks again with the same key is served anew.
+                        false => self.writes.keys_of_lost_holds.push([Value::from(hold.as_str())]),
+                    }
                 }
                 outcome
             }
@@ -459,7 +460,7 @@ impl Working {
                 (cast.as_str(), self.spend(request, spending, &operation))
             }
             Undone::Hold { id } => {
-                let operation = Operation::Void { id: id.clone() };
+                let operation = Operation::Void { id: id.clone(), late: true };
                 (id.as_str(), self.end_hold(request, id, None, &operation))
             }
         };
@@ -574,7 +575,9 @@ impl Working {
         if hold.held_for == HeldFor::Cast {
             self.record_cast(request, hold.id.as_str(), &hold.spending, "PENDING");
         }
-        self.keep_answer(request, hold.keyed.as_ref(), Some(&hold.id), hold.answer.as_ref());
+        if let Some(keyed) = &hold.keyed {
+            self.keep_answer(request, keyed, Some(&hold.id), hold.answer.as_ref());
+        }
     }
 
     fn end_cast(
@@ -600,11 +603,10 @@ impl Working {
     fn keep_answer(
         &mut self,
         request: &Request,
-        keyed: Option<&Keyed>,
+        keyed: &Keyed,
         hold: Option<&HoldId>,
         answer: Option<&Answer>,
     ) {
-        let Some(keyed) = keyed else { return };
         self.writes.keys.push([
             Value::from(request.account.as_str()),
             Value::from(&keyed.key),
@@ -675,7 +677,8 @@ impl Action {
     /// The idempotency key it came with.
     pub fn keyed(&self) -> Option<&Keyed> {
         match self {
-            Action::Charge { keyed, .. } | Action::Hold(NewHold { keyed, .. }) => keyed.as_ref(),
+            Action::Charge { kept, .. } => kept.as_ref().map(|(keyed, _)| keyed),
+            Action::Hold(NewHold { keyed, .. }) => keyed.as_ref(),
             _ => None,
         }
     }

@@ -44,8 +44,8 @@ pub enum Operation {
     Hold { id: HoldId, legs: Vec<Leg>, expires_at: Time },
     /// Ends a hold by booking `amount` on each of its balances, whatever was held.
     Post { id: HoldId, amount: i64 },
-    /// Ends a hold by giving everything back.
-    Void { id: HoldId },
+    /// Ends a hold by giving everything back; `late` says whether also when it is due already.
+    Void { id: HoldId, late: bool },
     /// Ends a hold that is due; `charge` books what was held, otherwise it is given back.
     Expire { id: HoldId, charge: bool },
     /// Moves an open hold's expiry.
@@ -121,10 +121,12 @@ pub fn decide(books: &mut Books, operation: &Operation, now: Time, entries: &mut
                 ended => Decision::EndedOtherwise(ended),
             }
         }
-        Operation::Void { id } => {
+        Operation::Void { id, late } => {
             let Some(hold) = books.holds.get(id).cloned() else { return Decision::Nothing };
             match hold.state {
-                HoldState::Open if now >= hold.expires_at => Decision::EndedOtherwise(HoldState::Expired),
+                HoldState::Open if now >= hold.expires_at && !late => {
+                    Decision::EndedOtherwise(HoldState::Expired)
+                }
                 HoldState::Open => release(books, id, hold, HoldState::Voided),
                 HoldState::Voided => Decision::Repeated,
                 ended => Decision::EndedOtherwise(ended),
@@ -219,7 +221,9 @@ fn post(
         give_back(books, &hold.legs);
     }
     let legs: Vec<Leg> = before.into_iter().map(|balance| Leg { balance, amount }).collect();
-    let decision = book(books, entries, id.as_str(), cause, &legs, 1);
+    // What was lost was paid for, but nobody saw it completed.
+    let calls = i64::from(cause != "lost");
+    let decision = book(books, entries, id.as_str(), cause, &legs, calls);
     match decision {
         Decision::Applied => {
             let state = HoldState::Posted { amount, late };
@@ -283,7 +287,7 @@ mod tests {
                 Operation::Hold { id, legs: legs(mask, amount), expires_at: Time(until) }
             }),
             (id.clone(), 0i64..12).prop_map(|(id, amount)| Operation::Post { id, amount }),
-            id.clone().prop_map(|id| Operation::Void { id }),
+            (id.clone(), any::<bool>()).prop_map(|(id, late)| Operation::Void { id, late }),
             (id.clone(), any::<bool>()).prop_map(|(id, charge)| Operation::Expire { id, charge }),
             (id, 1i64..90).prop_map(|(id, until)| Operation::Extend { id, expires_at: Time(until) }),
         ];

@@ -5,7 +5,7 @@ use crate::{
     id::{AccountId, HoldId},
     ledger::request::{HeldFor, OnLost},
     money::Nanos,
-    store::{Db, StoreError, binds, statements},
+    store::{BEYOND_IDS, Db, StoreError, binds, statements},
 };
 
 use super::decide::HoldState;
@@ -88,7 +88,7 @@ impl HoldRow {
 
 statements! {
     EXTERNAL_HOLDS = concat!("SELECT ", hold_columns!(), " FROM holds
-        WHERE account_id = $1 AND held_for = 'external' AND (CAST($2 AS TEXT) IS NULL OR id < $2)
+        WHERE account_id = $1 AND held_for = 'external' AND id < $2
         ORDER BY id DESC LIMIT $3");
     EXTERNAL_HOLD = concat!("SELECT ", hold_columns!(), " FROM holds
         WHERE account_id = $1 AND held_for = 'external' AND id = $2");
@@ -103,7 +103,8 @@ pub async fn list(
     before: Option<&str>,
     limit: i64,
 ) -> Result<Vec<HoldRow>, StoreError> {
-    let rows: Vec<StoredHold> = db.all(&EXTERNAL_HOLDS, binds![account, before, limit]).await?;
+    let rows: Vec<StoredHold> =
+        db.scan(&EXTERNAL_HOLDS, binds![account, before.unwrap_or(BEYOND_IDS), limit]).await?;
     Ok(rows.into_iter().map(HoldRow::from).collect())
 }
 

@@ -21,16 +21,17 @@ pub struct Request {
 
 #[derive(Clone, Debug)]
 pub enum Action {
-    /// An instant cast: held and posted at once.
-    Charge { cast: CastId, spending: Spending, keyed: Option<Keyed>, answer: Answer },
+    /// An instant cast: held and posted at once. Its answer is kept with its key, if it has one.
+    Charge { cast: CastId, spending: Spending, kept: Option<(Keyed, Answer)> },
     /// Sets money aside. `answer` is kept for the idempotency key now, if it is known already.
     Hold(NewHold),
     /// Ends a hold by booking what was really spent.
     Post { hold: HoldId, held_for: HeldFor, amount: Nanos, answer: Option<Answer> },
     /// Ends a hold by giving it back; a cast's ends as failed with `error_code`.
     Void { hold: HoldId, held_for: HeldFor, error_code: Option<&'static str>, answer: Option<Answer> },
-    /// Ends a hold that is due, in the way its spell chose.
-    Expire { hold: HoldId },
+    /// Ends a hold that is due, in the way its spell chose. If that charged, `answer` is what its
+    /// idempotency key is told from then on.
+    Expire { hold: HoldId, answer: Answer },
     /// Moves an open hold's expiry.
     Extend { hold: HoldId, held_for: HeldFor, expires_at: Time },
     /// Undoes what was booked for a caller who had been told that nothing was, and forgets the

@@ -12,11 +12,12 @@ use tokio::{task::JoinHandle, time::interval};
 
 use super::{
     hold,
-    request::{Action, Request},
+    request::{Action, Answer, Request},
     writer::Ledger,
 };
 use crate::{
     clock::{Clock, Time},
+    id::HoldId,
     store::{Db, StoreError, binds, statements},
 };
 
@@ -28,12 +29,17 @@ const TIDY_EVERY: u32 = 40;
 const BATCHES_KEPT: i64 = 60 * 60 * 1_000;
 
 statements! {
-    FORGET_KEYS = "DELETE FROM idempotency_keys WHERE expires_at <= $1";
-    FORGET_BATCHES = "DELETE FROM batches WHERE created_at <= $1";
+    FORGET_KEYS = "
+        DELETE FROM idempotency_keys WHERE (account_id, key) IN
+            (SELECT account_id, key FROM idempotency_keys WHERE expires_at <= $1 ORDER BY expires_at LIMIT 1000)";
+    FORGET_BATCHES = "
+        DELETE FROM batches WHERE id IN
+            (SELECT id FROM batches WHERE created_at <= $1 ORDER BY created_at LIMIT 1000)";
 }
 
-/// Starts sweeping, until the task is aborted.
-pub fn start(db: Db, clock: Clock, ledger: Ledger) -> JoinHandle<()> {
+/// Starts sweeping, until the task is aborted. `lost` puts into words that a cast was charged and
+/// its answer lost.
+pub fn start(db: Db, clock: Clock, ledger: Ledger, lost: fn(&HoldId) -> Answer) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut ticks = interval(EVERY);
         let mut knows_the_time = false;
@@ -45,7 +51,7 @@ pub fn start(db: Db, clock: Clock, ledger: Ledger) -> JoinHandle<()> {
             }
             if knows_the_time {
                 let swept = async {
-                    sweep(&db, &clock, &ledger).await?;
+                    sweep(&db, &clock, &ledger, lost).await?;
                     if rounds.is_multiple_of(TIDY_EVERY) { forget(&db, clock.now()).await } else { Ok(()) }
                 };
                 if let Err(error) = swept.await {
@@ -57,21 +63,35 @@ pub fn start(db: Db, clock: Clock, ledger: Ledger) -> JoinHandle<()> {
     })
 }
 
+/// The longest round trip that still tells the time.
+const PROMPT: Duration = Duration::from_millis(200);
+
 /// Sets the clock by the database's, as exactly as the round trip allows.
 pub async fn follow(db: &Db, clock: &Clock) -> Result<(), StoreError> {
     let asked = tokio::time::Instant::now();
     let told = db.now().await?;
-    clock.follow(told.plus(asked.elapsed() / 2));
-    Ok(())
+    match asked.elapsed() {
+        took if took <= PROMPT => {
+            clock.follow(told.plus(took / 2));
+            Ok(())
+        }
+        _ => Err(StoreError::Unavailable("it told the time too slowly to go by".to_owned())),
+    }
 }
 
 /// Ends every hold that is due.
-pub async fn sweep(db: &Db, clock: &Clock, ledger: &Ledger) -> Result<(), StoreError> {
+pub async fn sweep(
+    db: &Db,
+    clock: &Clock,
+    ledger: &Ledger,
+    lost: fn(&HoldId) -> Answer,
+) -> Result<(), StoreError> {
     let at = clock.now();
     let due = hold::due(db, at).await?;
-    let ends = due
-        .into_iter()
-        .map(|(hold, account)| ledger.ask(Request { account, at, action: Action::Expire { hold } }));
+    let ends = due.into_iter().map(|(hold, account)| {
+        let action = Action::Expire { answer: lost(&hold), hold };
+        ledger.settle(Request { account, at, action })
+    });
     for end in futures_util::future::join_all(ends).await {
         if let Err(error) = end {
             tracing::debug!(%error, "a hold will be ended at the next sweep");
@@ -80,8 +100,9 @@ pub async fn sweep(db: &Db, clock: &Clock, ledger: &Ledger) -> Result<(), StoreE
     Ok(())
 }
 
+/// A thousand rows a statement, so that no backlog is too long for one, or in the way of casts.
 async fn forget(db: &Db, now: Time) -> Result<(), StoreError> {
-    db.execute(&FORGET_KEYS, binds![now]).await?;
-    db.execute(&FORGET_BATCHES, binds![Time(now.0 - BATCHES_KEPT)]).await?;
+    while db.execute(&FORGET_BATCHES, binds![Time(now.0 - BATCHES_KEPT)]).await? == 1_000 {}
+    while db.execute(&FORGET_KEYS, binds![now]).await? == 1_000 {}
     Ok(())
 }

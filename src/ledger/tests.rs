@@ -22,7 +22,7 @@ static ADD_ACCOUNT: Statement =
     Statement::new("INSERT INTO accounts (id, name, suspended, created_at) VALUES ($1, 'a', false, 0)");
 static SPEND: Statement = Statement::new(
     "SELECT b.id, b.posted, b.pending, b.calls, CAST(COALESCE(SUM(e.amount), 0) AS BIGINT),
-            CAST(COALESCE(SUM(CASE WHEN e.cause = 'reversal' THEN -1 WHEN e.cause IS NULL THEN 0 ELSE 1 END), 0) AS BIGINT)
+            CAST(COALESCE(SUM(CASE WHEN e.cause = 'reversal' THEN -1 WHEN e.cause IS NULL OR e.cause = 'lost' THEN 0 ELSE 1 END), 0) AS BIGINT)
      FROM balances b LEFT JOIN entries e ON e.balance_id = b.id
      WHERE b.kind = 'spend' GROUP BY b.id, b.posted, b.pending, b.calls",
 );
@@ -88,8 +88,7 @@ async fn check(db: &Db, accounts: &[AccountId]) {
 
 fn charge(account: &AccountId, at: Time, key: &str, spell: &str, nanos: i64) -> Request {
     let spending = Spending { key: key.into(), spell: spell.to_owned(), amount: Nanos(nanos) };
-    let answer = Answer { status: 200, body: "{}".to_owned() };
-    let action = Action::Charge { cast: CastId::fresh(), spending, keyed: None, answer };
+    let action = Action::Charge { cast: CastId::fresh(), spending, kept: None };
     Request { account: account.clone(), at, action }
 }
 
@@ -106,6 +105,10 @@ fn hold(account: &AccountId, at: Time, key: &str, spell: &str, nanos: i64, ttl: 
         answer: None,
     });
     (id, Request { account: account.clone(), at, action })
+}
+
+fn lost() -> Answer {
+    Answer { status: 502, body: "lost".to_owned() }
 }
 
 fn hard(nanos: i64) -> Limits {
@@ -171,7 +174,7 @@ async fn random_batches_keep_the_books() {
                         let action = match end {
                             3 => Action::Post { hold, held_for, amount: Nanos(nanos), answer: None },
                             4 => Action::Void { hold, held_for, error_code: None, answer: None },
-                            _ => Action::Expire { hold },
+                            _ => Action::Expire { hold, answer: lost() },
                         };
                         requests.push(Request { account, at, action });
                     }
@@ -280,12 +283,11 @@ async fn one_idempotency_key_is_one_charge() {
     each_backend(|db| async move {
         let accounts = accounts(&db, 1).await;
         let (ledger, _) = Ledger::start(db.clone(), Arc::new(Metrics::new()));
-        let keyed = |hash: &str| Some(Keyed { key: "k".to_owned(), request_hash: hash.to_owned() });
+        let keyed = |hash: &str| Keyed { key: "k".to_owned(), request_hash: hash.to_owned() };
         let request = |hash: &str| {
             let mut request = charge(&accounts[0], NOON, "key_a", "echo", 3);
-            if let Action::Charge { keyed: slot, answer, cast, .. } = &mut request.action {
-                *slot = keyed(hash);
-                answer.body = format!("\"{cast}\"");
+            if let Action::Charge { kept, cast, .. } = &mut request.action {
+                *kept = Some((keyed(hash), Answer { status: 200, body: format!("\"{cast}\"") }));
             }
             request
         };
@@ -323,24 +325,30 @@ async fn what_nobody_was_answered_is_undone() {
         let accounts = accounts(&db, 1).await;
         put(&db, &accounts[0], Scope::Account, Period::Daily, 10).await;
         let (ledger, _) = Ledger::start(db.clone(), Arc::new(Metrics::new()));
-        let mut request = charge(&accounts[0], NOON, "key_a", "echo", 10);
-        let keyed = Some(Keyed { key: "k".to_owned(), request_hash: "h".to_owned() });
-        let Action::Charge { cast, spending, keyed: slot, .. } = &mut request.action else { unreachable!() };
-        *slot = keyed.clone();
-        let undone = Undone::Charge { cast: cast.clone(), spending: spending.clone() };
+        let request = charge(&accounts[0], NOON, "key_a", "echo", 4);
+        let Action::Charge { cast, spending, .. } = &request.action else { unreachable!() };
+        let charged = Undone::Charge { cast: cast.clone(), spending: spending.clone() };
         assert_eq!(ledger.ask(request.clone()).await, Ok(Outcome::Done));
-        assert!(matches!(ledger.ask(request.clone()).await, Ok(Outcome::Replayed(_))));
-        let undo = Action::Undo { undone, keyed: keyed.clone() };
-        let undo = Request { account: accounts[0].clone(), at: NOON, action: undo };
-        assert_eq!(ledger.ask(undo).await, Ok(Outcome::Done));
+        let keyed = Some(Keyed { key: "k".to_owned(), request_hash: "h".to_owned() });
+        let (id, mut held) = hold(&accounts[0], NOON, "key_a", "echo", 6, DAY);
+        if let Action::Hold(hold) = &mut held.action {
+            hold.keyed = keyed.clone();
+        }
+        assert_eq!(ledger.ask(held.clone()).await, Ok(Outcome::Done));
+        assert_eq!(ledger.ask(held.clone()).await, Ok(Outcome::InProgress));
+        for (undone, keyed) in [(charged, None), (Undone::Hold { id }, keyed)] {
+            let action = Action::Undo { undone, keyed };
+            let undo = Request { account: accounts[0].clone(), at: NOON, action };
+            assert!(matches!(ledger.ask(undo).await, Ok(Outcome::Done | Outcome::Hold(_))));
+        }
         check(&db, &accounts).await;
         let rows = db.all::<(String, i64, i64)>(&CASTS, vec![]).await.unwrap();
         assert_eq!(rows, [("FAILED".to_owned(), 1, 0)]);
-        let mut anew = charge(&accounts[0], NOON, "key_a", "echo", 10);
-        if let Action::Charge { keyed: slot, .. } = &mut anew.action {
-            *slot = keyed;
+        if let Action::Hold(hold) = &mut held.action {
+            hold.id = HoldId::fresh();
+            hold.spending.amount = Nanos(10);
         }
-        assert_eq!(ledger.ask(anew).await, Ok(Outcome::Done), "there is room again, and the key is free");
+        assert_eq!(ledger.ask(held).await, Ok(Outcome::Done), "there is room again, and the key is free");
         check(&db, &accounts).await;
     })
     .await;
@@ -390,11 +398,41 @@ async fn the_sweeper_ends_what_is_due_and_nothing_else() {
         ledger.ask(request).await.unwrap();
         let clock = crate::clock::Clock::manual(Time(NOON.0 + 1_000));
         for _ in 0..3 {
-            super::sweeper::sweep(&db, &clock, &ledger).await.unwrap();
+            super::sweeper::sweep(&db, &clock, &ledger, |_| lost()).await.unwrap();
         }
         let state = async |account, hold| super::hold::get(&db, account, hold).await.unwrap().unwrap().state;
         assert_eq!(state(&accounts[0], &due).await, HoldState::Expired);
         assert_eq!(state(&accounts[1], &later).await, HoldState::Open);
+        check(&db, &accounts).await;
+    })
+    .await;
+}
+
+/// What expiry charged was paid for: the same key must not run and pay again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_cast_frees_its_key_only_if_it_was_not_charged() {
+    each_backend(|db| async move {
+        let accounts = accounts(&db, 1).await;
+        let (ledger, _) = Ledger::start(db.clone(), Arc::new(Metrics::new()));
+        for (key, on_lost, expected) in [
+            ("released", OnLost::Release, Outcome::Done),
+            ("charged", OnLost::Charge, Outcome::Replayed(lost())),
+        ] {
+            let request = || {
+                let (_, mut request) = hold(&accounts[0], NOON, "key_a", "echo", 5, 1_000);
+                if let Action::Hold(hold) = &mut request.action {
+                    hold.held_for = HeldFor::Cast;
+                    hold.on_lost = on_lost;
+                    hold.keyed = Some(Keyed { key: key.to_owned(), request_hash: "h".to_owned() });
+                }
+                request
+            };
+            assert_eq!(ledger.ask(request()).await, Ok(Outcome::Done));
+            assert_eq!(ledger.ask(request()).await, Ok(Outcome::InProgress));
+            let clock = crate::clock::Clock::manual(Time(NOON.0 + 1_000));
+            super::sweeper::sweep(&db, &clock, &ledger, |_| lost()).await.unwrap();
+            assert_eq!(ledger.ask(request()).await, Ok(expected), "{key}");
+        }
         check(&db, &accounts).await;
     })
     .await;

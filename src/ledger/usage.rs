@@ -44,7 +44,7 @@ statements! {
                CAST(SUM(posted / 1000000000) AS BIGINT) AS billions,
                CAST(SUM(posted % 1000000000) AS BIGINT) AS rest
         FROM balances
-        WHERE account_id = $1 AND kind = 'spend' AND starts_at >= $2 AND starts_at < $3 AND calls > 0
+        WHERE account_id = $1 AND kind = 'spend' AND starts_at >= $2 AND starts_at < $3 AND (calls <> 0 OR posted <> 0)
         GROUP BY 1, 2, 3 ORDER BY 1, 2, 3 LIMIT $7 OFFSET $8";
 }
 
@@ -58,7 +58,7 @@ pub async fn usage(
     offset: i64,
 ) -> Result<Vec<Usage>, StoreError> {
     let values = binds![account, from, to, by.day, by.key, by.spell, limit, offset];
-    let rows: Vec<Row> = db.all(&USAGE, values).await?;
+    let rows: Vec<Row> = db.scan(&USAGE, values).await?;
     let usage = |row: Row| Usage {
         day: row.day.map(Time),
         key: row.key,

@@ -14,7 +14,8 @@
 //! writing batch leaves its id in `batches`, and the next attempt first tries to leave the same id.
 //! If that is there, or comes to be there because the lost transaction was still under way, the
 //! batch was committed and is not run again. What was then committed for a caller who had already
-//! been told "unavailable" is undone.
+//! been told "unavailable" is undone, unless an idempotency key keeps its answer. (A process killed
+//! between such a commit and its undoing leaves the charge.)
 
 use std::{
     sync::{
@@ -32,7 +33,7 @@ use tokio::{
 
 use super::{
     apply::{Applied, apply},
-    request::{Action, Outcome, Request, Undone},
+    request::{Action, NewHold, Outcome, Request, Undone},
 };
 use crate::{
     clock::Time,
@@ -46,7 +47,9 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(2_800);
 /// How many requests may wait in one lane.
 const QUEUE: usize = 4_096;
 /// How many requests one transaction takes at most.
-const BATCH: usize = 512;
+const BATCH: usize = 256;
+/// A request that has less than this left is not begun: its caller would be gone before the commit.
+const WORTH_BEGINNING: Duration = Duration::from_millis(300);
 
 statements! {
     LEAVE_BATCH_ID = "INSERT INTO batches (id, created_at) VALUES ($1, $2) ON CONFLICT DO NOTHING";
@@ -77,6 +80,34 @@ struct Job {
     reply: oneshot::Sender<Result<Outcome, LedgerError>>,
     progress: Arc<Progress>,
     deadline: Instant,
+}
+
+/// A caller's end of a job.
+struct Awaited {
+    answer: oneshot::Receiver<Result<Outcome, LedgerError>>,
+    progress: Arc<Progress>,
+    deadline: Instant,
+}
+
+impl Job {
+    fn new(request: Request) -> (Job, Awaited) {
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        let (reply, answer) = oneshot::channel();
+        let progress = Arc::new(Progress(AtomicU8::new(QUEUED)));
+        let awaited = Awaited { answer, progress: progress.clone(), deadline };
+        (Job { request, reply, progress, deadline }, awaited)
+    }
+}
+
+impl Awaited {
+    async fn wait(mut self) -> Result<Outcome, LedgerError> {
+        let answered = match timeout_at(self.deadline, &mut self.answer).await {
+            Err(_) if self.progress.give_up() => return Err(LedgerError::Unavailable),
+            Err(_) => self.answer.await,
+            Ok(answered) => answered,
+        };
+        answered.unwrap_or(Err(LedgerError::Unavailable))
+    }
 }
 
 /// Where a job is, agreed on by its caller, who may give up, and its lane, which may have begun.
@@ -130,30 +161,36 @@ impl Ledger {
         let all = tokio::spawn(async move {
             for worker in workers {
                 if worker.await.is_err() {
+                    // Its accounts would be refused for ever by a process that calls itself ready.
                     tracing::error!("a lane of the ledger's writer ended in a panic");
+                    std::process::abort();
                 }
             }
         });
         (Ledger { lanes: senders.into() }, all)
     }
 
-    /// Asks for one thing and waits until it is committed or refused.
+    /// Asks for one thing and waits until it is committed or refused. If too much waits already, the
+    /// answer is [`LedgerError::Busy`] at once.
     pub async fn ask(&self, request: Request) -> Result<Outcome, LedgerError> {
-        let deadline = Instant::now() + ANSWER_WITHIN;
-        let (reply, mut answer) = oneshot::channel();
-        let progress = Arc::new(Progress(AtomicU8::new(QUEUED)));
-        let lane = self.lane_of(&request.account);
-        let job = Job { request, reply, progress: progress.clone(), deadline };
-        lane.try_send(job).map_err(|full| match full {
+        let (job, answer) = Job::new(request);
+        self.lane_of(&job.request.account).try_send(job).map_err(|full| match full {
             mpsc::error::TrySendError::Full(_) => LedgerError::Busy,
             mpsc::error::TrySendError::Closed(_) => LedgerError::Unavailable,
         })?;
-        let answered = match timeout_at(deadline, &mut answer).await {
-            Err(_) if progress.give_up() => return Err(LedgerError::Unavailable),
-            Err(_) => answer.await,
-            Ok(answered) => answered,
-        };
-        answered.unwrap_or(Err(LedgerError::Unavailable))
+        answer.wait().await
+    }
+
+    /// As [`Ledger::ask`], for what ends something that was begun: it waits for a place in the queue
+    /// instead of giving way to what is new.
+    pub async fn settle(&self, request: Request) -> Result<Outcome, LedgerError> {
+        let (job, answer) = Job::new(request);
+        let lane = self.lane_of(&job.request.account);
+        match timeout_at(answer.deadline, lane.send(job)).await {
+            Ok(Ok(())) => answer.wait().await,
+            Ok(Err(_)) => Err(LedgerError::Unavailable),
+            Err(_) => Err(LedgerError::Busy),
+        }
     }
 
     /// An account's requests share a lane, so that they share transactions instead of waiting for
@@ -183,7 +220,9 @@ impl Lane {
     async fn run(self, mut queue: mpsc::Receiver<Job>) {
         let mut waiting = Vec::with_capacity(BATCH);
         while queue.recv_many(&mut waiting, BATCH).await > 0 {
-            let batch: Vec<Job> = waiting.drain(..).filter(|job| job.progress.take()).collect();
+            let latest = Instant::now() + WORTH_BEGINNING;
+            let in_time = |job: &Job| job.deadline > latest && job.progress.take();
+            let batch: Vec<Job> = waiting.drain(..).filter(in_time).collect();
             self.run_batch(batch).await;
         }
     }
@@ -300,10 +339,7 @@ impl Lane {
     async fn undo(&self, request: Request) {
         let id = BatchId::fresh();
         loop {
-            let (reply, _) = oneshot::channel();
-            let progress = Arc::new(Progress(AtomicU8::new(TAKEN)));
-            let job = Job { request: request.clone(), reply, progress, deadline: Instant::now() };
-            match self.attempt(&id, &[job]).await {
+            match self.attempt(&id, &[Job::new(request.clone()).0]).await {
                 Ok(_) => return,
                 Err(Failure::Unknown(_)) if self.was_committed(&id).await => return,
                 Err(Failure::Store(StoreError::Refused(error) | StoreError::Duplicate(error))) => {
@@ -317,15 +353,21 @@ impl Lane {
 }
 
 /// What takes back an applied request, where something is to be taken back.
+///
+/// What has its answer kept under an idempotency key stands: whoever repeats the request gets that
+/// answer, perhaps has it already, and is charged once.
 fn undo(request: &Request) -> Option<Request> {
     let (undone, keyed) = match &request.action {
-        Action::Charge { cast, spending, keyed, .. } => {
-            (Undone::Charge { cast: cast.clone(), spending: spending.clone() }, keyed)
+        Action::Charge { cast, spending, kept: None } => {
+            (Undone::Charge { cast: cast.clone(), spending: spending.clone() }, None)
         }
-        Action::Hold(hold) => (Undone::Hold { id: hold.id.clone() }, &hold.keyed),
+        Action::Hold(hold @ NewHold { answer: None, .. }) => {
+            (Undone::Hold { id: hold.id.clone() }, hold.keyed.clone())
+        }
+        Action::Hold(hold @ NewHold { keyed: None, .. }) => (Undone::Hold { id: hold.id.clone() }, None),
         _ => return None,
     };
-    let action = Action::Undo { undone, keyed: keyed.clone() };
+    let action = Action::Undo { undone, keyed };
     Some(Request { account: request.account.clone(), at: request.at, action })
 }
 

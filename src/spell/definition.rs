@@ -17,7 +17,7 @@ pub const MASK: &str = "***";
 const KINDS: [(&str, &[&str]); 2] = [("echo", &[]), ("http", &["url", "headers", "timeout_ms"])];
 
 /// The highest price of one cast, in cents.
-const MAX_FLAT_CENTS: i64 = 99_999_999;
+const MAX_FLAT_CENTS: i64 = crate::money::MAX_CENTS;
 
 /// How long an upstream may take, in milliseconds: where nothing is said, and at most.
 const DEFAULT_TIMEOUT_MS: u64 = 30_000;
@@ -247,7 +247,7 @@ mod tests {
             (http("headers", json!({"Host": "hidden"})), "host"),
             (http("headers", json!({"x-a": "hidden\r\nx-b: c"})), "x-a"),
             (http("price", json!({"flat_cents": -1})), "`price.flat_cents`"),
-            (http("price", json!({"flat_cents": 100_000_000})), "`price.flat_cents`"),
+            (http("price", json!({"flat_cents": 900_000_000_001i64})), "`price.flat_cents`"),
             (http("price", json!({"flat_cents": i64::MAX})), "`price.flat_cents`"),
             (http("pay_from", json!("credits")), "`pay_from`"),
             (json!({"kind": "echo", "url": "hidden", "timeout_ms": 1}), "echo has no `url`, `timeout_ms`"),

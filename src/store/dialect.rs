@@ -9,6 +9,8 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
+use tokio::time::timeout;
+
 use super::{PATIENCE, Pools, StoreError, statements};
 
 /// Which database this is.
@@ -107,21 +109,33 @@ pub(super) fn open(url: &str) -> Result<Pools, String> {
             };
             Pools::Sqlite { write: pool(1), read: pool(4) }
         }
-        Options::Postgres(options) => Pools::Postgres(
-            PoolOptions::new()
-                .max_connections(16)
-                .acquire_timeout(PATIENCE)
-                // Only a connection that lay idle may have died unnoticed; one in steady use is not asked.
-                .test_before_acquire(false)
-                .before_acquire(|connection: &mut PgConnection, meta| {
-                    Box::pin(async move {
-                        Ok(meta.idle_for < Duration::from_secs(1) || connection.ping().await.is_ok())
+        Options::Postgres(unhurried) => {
+            let unhurried = unhurried.application_name("spell-platform");
+            let options = unhurried.clone().options(POSTGRES_SETTINGS);
+            let pool = |connections| {
+                PoolOptions::new()
+                    .max_connections(connections)
+                    .acquire_timeout(PATIENCE)
+                    // Only a connection that lay idle may have died unnoticed; one in steady use is not asked.
+                    .test_before_acquire(false)
+                    .before_acquire(|connection: &mut PgConnection, meta| {
+                        Box::pin(async move {
+                            let lively = meta.idle_for < Duration::from_secs(1)
+                                || timeout(PING_WITHIN, connection.ping())
+                                    .await
+                                    .is_ok_and(|pong| pong.is_ok());
+                            Ok(lively)
+                        })
                     })
-                })
-                .connect_lazy_with(options.application_name("spell-platform").options(POSTGRES_SETTINGS)),
-        ),
+                    .connect_lazy_with(options.clone())
+            };
+            Pools::Postgres { write: pool(6), read: pool(8), unhurried }
+        }
     })
 }
+
+/// How long an idle connection may take to show that it still is one.
+const PING_WITHIN: Duration = Duration::from_millis(300);
 
 /// A replica that is stuck, or gone without a word, must not keep an account locked for the others:
 /// the server ends its transaction within seconds. `synchronous_commit`, because a server told

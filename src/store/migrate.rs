@@ -9,16 +9,26 @@
 
 use std::time::Duration;
 
-use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::{
+    migrate::{MigrateError, Migrator},
+    pool::PoolOptions,
+};
 
-use super::{Pools, StoreError, dialect};
+use super::{PATIENCE, Pools, StoreError, dialect};
 
 static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 
 pub(super) async fn run(pools: &Pools) -> Result<(), StoreError> {
     match pools {
-        Pools::Postgres(pool) => POSTGRES.run(pool).await.map_err(classify),
+        Pools::Postgres { unhurried, .. } => {
+            // A connection of its own: it may take its time, and an error leaves no lock in a pool.
+            let own = PoolOptions::<sqlx::Postgres>::new().max_connections(1).acquire_timeout(PATIENCE);
+            let own = own.connect_lazy_with(unhurried.clone());
+            let done = POSTGRES.run(&own).await.map_err(classify);
+            own.close().await;
+            done
+        }
         Pools::Sqlite { write, .. } => {
             let mut attempts = 0;
             loop {

@@ -17,6 +17,7 @@ mod migrate;
 pub mod testing;
 
 use std::{
+    future::poll_fn,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -25,15 +26,22 @@ use std::{
 };
 
 use sqlx::{
-    FromRow, PgPool, Postgres, Sqlite, SqlitePool, pool::PoolConnection, postgres::PgRow, sqlite::SqliteRow,
+    FromRow, PgPool, Postgres, Sqlite, SqlitePool,
+    pool::PoolConnection,
+    postgres::{PgConnectOptions, PgRow},
+    sqlite::SqliteRow,
 };
-use tokio::time::Instant;
+use tokio::{runtime::Handle, sync::Semaphore, time::Instant};
 
 pub use dialect::Backend;
 
 /// How long a statement, or a whole transaction, may take before it counts as a failed database.
 /// Below the three seconds within which a caller is promised an answer.
 pub const PATIENCE: Duration = Duration::from_millis(2_500);
+
+/// A text after every id, in any collation: where a list begins that goes down from the newest. With
+/// it, `id < $n` is the bound of an index; `$n IS NULL OR …` would not be.
+pub const BEYOND_IDS: &str = "zzzz";
 
 /// A statement in the text that both databases share, with `{tokens}` for the few places where they
 /// differ (see [`dialect`]). Declared through [`statements!`].
@@ -185,25 +193,40 @@ pub enum StoreError {
 pub struct Db {
     pools: Pools,
     migrated: Arc<AtomicBool>,
+    long_reads: Arc<Semaphore>,
+    /// Where connections live: one that was made on an HTTP worker's own runtime would end with it.
+    runtime: Handle,
 }
 
+/// Writers and readers wait apart from each other, so that no number of reads holds up a cast.
 #[derive(Clone)]
 enum Pools {
     /// SQLite has one writer at a time in any case; one connection makes the waiting ours.
-    Sqlite {
-        write: SqlitePool,
-        read: SqlitePool,
+    Sqlite { write: SqlitePool, read: SqlitePool },
+    Postgres {
+        write: PgPool,
+        read: PgPool,
+        /// For migrations, which may take longer than a statement may otherwise.
+        unhurried: PgConnectOptions,
     },
-    Postgres(PgPool),
 }
+
+/// How many reads that may be long, such as lists, run at once: the others are left to what a cast
+/// needs, its caller's key above all.
+const LONG_READS: usize = 3;
 
 impl Db {
     /// Opens the database that `url` names, without waiting for it: `sqlite:PATH` or
-    /// `postgres://…`. Until [`Db::migrate`] has succeeded every call is `Unavailable`.
+    /// `postgres://…`. Must be called inside the runtime that its connections shall live on. Until [`Db::migrate`] has succeeded every call is `Unavailable`.
     ///
     /// Errors: a sentence about what is wrong with the URL.
     pub fn open(url: &str) -> Result<Db, String> {
-        Ok(Db { pools: dialect::open(url)?, migrated: Arc::default() })
+        Ok(Db {
+            pools: dialect::open(url)?,
+            migrated: Arc::default(),
+            long_reads: Arc::new(Semaphore::new(LONG_READS)),
+            runtime: Handle::current(),
+        })
     }
 
     /// Says what is wrong with a database's URL, if anything.
@@ -214,7 +237,7 @@ impl Db {
     pub fn backend(&self) -> Backend {
         match self.pools {
             Pools::Sqlite { .. } => Backend::Sqlite,
-            Pools::Postgres(_) => Backend::Postgres,
+            Pools::Postgres { .. } => Backend::Postgres,
         }
     }
 
@@ -238,7 +261,7 @@ impl Db {
         }
         match &self.pools {
             Pools::Sqlite { write, read } => used(write) + used(read),
-            Pools::Postgres(pool) => used(pool),
+            Pools::Postgres { write, read, .. } => used(write) + used(read),
         }
     }
 
@@ -249,7 +272,10 @@ impl Db {
                 read.close().await;
                 write.close().await;
             }
-            Pools::Postgres(pool) => pool.close().await,
+            Pools::Postgres { write, read, .. } => {
+                read.close().await;
+                write.close().await;
+            }
         }
     }
 
@@ -278,6 +304,18 @@ impl Db {
         self.lease(false, deadline).await?.all(statement, values, deadline).await
     }
 
+    /// As [`Db::all`], for statements that may read much: only a few run at once.
+    pub async fn scan<T: Row>(
+        &self,
+        statement: &Statement,
+        values: Vec<Value>,
+    ) -> Result<Vec<T>, StoreError> {
+        let deadline = Instant::now() + PATIENCE;
+        let turn = tokio::time::timeout_at(deadline, self.long_reads.acquire()).await;
+        let _turn = turn.map_err(|_| StoreError::Unavailable("too many reads wait".to_owned()))?;
+        self.lease(false, deadline).await?.all(statement, values, deadline).await
+    }
+
     /// The row of one reading statement, if there is one.
     pub async fn optional<T: Row>(
         &self,
@@ -302,15 +340,21 @@ impl Db {
         if !self.migrated.load(Ordering::Acquire) {
             return Err(StoreError::Unavailable("its schema is not ready yet".to_owned()));
         }
-        let acquire = async {
+        let mut acquire = Box::pin(async {
             Ok(match &self.pools {
                 Pools::Sqlite { write, read } => {
                     Connection::Sqlite(if writes { write } else { read }.acquire().await?)
                 }
-                Pools::Postgres(pool) => Connection::Postgres(pool.acquire().await?),
+                Pools::Postgres { write, read, .. } => {
+                    Connection::Postgres(if writes { write } else { read }.acquire().await?)
+                }
             })
-        };
-        let connection = within(deadline, acquire).await?;
+        });
+        let on_our_runtime = poll_fn(|context| {
+            let _entered = self.runtime.enter();
+            acquire.as_mut().poll(context)
+        });
+        let connection = within(deadline, on_our_runtime).await?;
         Ok(Lease { connection: Some(connection), clean: true })
     }
 }
@@ -533,7 +577,7 @@ mod tests {
                 let text = statement.on(db.backend());
                 let outcome = match &db.pools {
                     Pools::Sqlite { write, .. } => write.prepare(text.into_sql_str()).await.map(drop),
-                    Pools::Postgres(pool) => pool.prepare(text.into_sql_str()).await.map(drop),
+                    Pools::Postgres { write, .. } => write.prepare(text.into_sql_str()).await.map(drop),
                 };
                 assert!(outcome.is_ok(), "{:?}: {text}: {outcome:?}", db.backend());
                 prepared += 1;
