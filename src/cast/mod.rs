@@ -318,20 +318,19 @@ impl Pipeline {
         Ok(earlier.and_then(Admission::of))
     }
 
-    /// Whether a hard limit refuses this now: a look that takes and writes nothing.
+    /// Whether a hard limit refuses this now. The look takes and writes nothing, and shares the
+    /// writer's transactions, so that a flood of such looks costs little.
     async fn would_refuse(
         &self,
         caller: &Caller,
         at: Time,
         spending: &Spending,
-    ) -> Result<Option<Refusal>, StoreError> {
-        let mut books = self.db.begin_read().await?;
-        let refusal = ledger::would_refuse(&mut books, &caller.account, at, spending.clone()).await?;
-        books.rollback().await?;
-        if refusal.is_some() {
-            self.metrics.budget_blocks.inc();
-        }
-        Ok(refusal)
+    ) -> Result<Option<Refusal>, LedgerError> {
+        let action = Action::Probe(spending.clone());
+        let looked = self.ledger.ask(Request { account: caller.account.clone(), at, action }).await?;
+        let Outcome::Refused(refusal) = looked else { return Ok(None) };
+        self.metrics.budget_blocks.inc();
+        Ok(Some(refusal))
     }
 
     /// Runs the spell whose price is held, and settles. What it came to is told once it is in the

@@ -34,7 +34,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(at("/health", "GET, HEAD").route(get().to(health::health)))
         .service(at("/ready", "GET, HEAD").route(get().to(health::ready)))
         .service(at("/metrics", "GET, HEAD").route(get().to(health::metrics)))
-        .service(at("/webhooks/stripe", "POST").route(post().to(health::billing_disabled)))
+        .service(at("/webhooks/stripe", "POST").route(post().to(health::stripe_webhook)))
         .service(
             scope("/v1")
                 .wrap(middleware::from_fn(caller::identify))

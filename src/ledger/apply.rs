@@ -26,7 +26,7 @@ use super::{
 use crate::{
     budget::{self, Budget},
     clock::Time,
-    id::{AccountId, CastId, HoldId, KeyId},
+    id::{AccountId, HoldId, KeyId},
     money::{Nanos, sum_of_halves},
     store::{Rows, Statement, StoreError, Tx, Value, binds, statements},
     window::{self, Window},
@@ -36,8 +36,6 @@ statements! {
     LOCK_ACCOUNTS = "
         SELECT id, suspended FROM accounts WHERE id IN (SELECT given.value ->> 0 FROM {rows})
         ORDER BY id {for_update}";
-    READ_ACCOUNTS = "
-        SELECT id, suspended FROM accounts WHERE id IN (SELECT given.value ->> 0 FROM {rows})";
     HOLDS = concat!("SELECT ", hold_columns!(), " FROM holds
         WHERE id IN (SELECT given.value ->> 0 FROM {rows})");
     BALANCES = "
@@ -122,27 +120,11 @@ pub struct Applied {
 
 /// Applies `requests` in their order, inside `tx`.
 pub async fn apply(tx: &mut Tx, requests: &[&Request]) -> Result<Applied, StoreError> {
-    let mut working = Working::load(tx, requests, true).await?;
+    let mut working = Working::load(tx, requests).await?;
     let outcomes = requests.iter().map(|request| working.decide(request)).collect();
     let (late, overrun) = (working.writes.late, working.writes.overrun);
     let wrote = working.write(tx).await?;
     Ok(Applied { outcomes, wrote, late, overrun })
-}
-
-/// Whether a hard limit would refuse this spending now. Reads only, locks nothing.
-pub async fn would_refuse(
-    tx: &mut Tx,
-    account: &AccountId,
-    at: Time,
-    spending: Spending,
-) -> Result<Option<Refusal>, StoreError> {
-    let action = Action::Charge { cast: CastId::from("probe"), spending, kept: None };
-    let request = Request { account: account.clone(), at, action };
-    let mut working = Working::load(tx, &[&request], false).await?;
-    Ok(match working.decide(&request) {
-        Outcome::Refused(refusal) => Some(refusal),
-        _ => None,
-    })
 }
 
 /// What was spent and held in a window, and by how many calls.
@@ -214,11 +196,10 @@ struct BalanceRow {
 }
 
 impl Working {
-    async fn load(tx: &mut Tx, requests: &[&Request], lock: bool) -> Result<Working, StoreError> {
+    async fn load(tx: &mut Tx, requests: &[&Request]) -> Result<Working, StoreError> {
         let accounts: BTreeSet<&AccountId> = requests.iter().map(|request| &request.account).collect();
-        let statement: &Statement = if lock { &LOCK_ACCOUNTS } else { &READ_ACCOUNTS };
         let known: Vec<(String, bool)> =
-            tx.all(statement, binds![Rows::of(accounts.iter().map(|account| account.as_str()))]).await?;
+            tx.all(&LOCK_ACCOUNTS, binds![Rows::of(accounts.iter().map(|account| account.as_str()))]).await?;
         let mut budgets: HashMap<AccountId, Vec<Budget>> = HashMap::new();
         for budget in budget::of_accounts(tx, accounts).await? {
             budgets.entry(budget.account.clone()).or_default().push(budget);
@@ -246,7 +227,7 @@ impl Working {
             | Action::Expire { hold, .. }
             | Action::Undo { undone: Undone::Hold { id: hold }, .. }
             | Action::Extend { hold, .. } => Some(hold.as_str()),
-            Action::Charge { .. } | Action::Hold(_) | Action::Undo { .. } => None,
+            Action::Probe(_) | Action::Charge { .. } | Action::Hold(_) | Action::Undo { .. } => None,
         }));
         if named.is_empty() {
             return Ok(());
@@ -260,7 +241,9 @@ impl Working {
         let mut spent_from = BTreeSet::new();
         for request in requests {
             match &request.action {
-                Action::Charge { spending, .. } | Action::Hold(NewHold { spending, .. }) => {
+                Action::Probe(spending)
+                | Action::Charge { spending, .. }
+                | Action::Hold(NewHold { spending, .. }) => {
                     let named =
                         self.name_balances(&request.account, &spending.key, &spending.spell, request.at);
                     spent_from.extend(named);
@@ -375,7 +358,11 @@ impl Working {
             return known.outcome_for(keyed);
         }
         match &request.action {
-            Action::Charge { .. } | Action::Hold(_) if suspended => Outcome::Suspended,
+            Action::Probe(_) | Action::Charge { .. } | Action::Hold(_) if suspended => Outcome::Suspended,
+            Action::Probe(spending) => {
+                let legs = self.legs_of(request, spending);
+                self.spend(request, spending, &Operation::Probe { legs })
+            }
             Action::Charge { cast, spending, kept } => {
                 let legs = self.legs_of(request, spending);
                 let operation = Operation::Charge { reference: cast.to_string(), legs };

@@ -38,6 +38,8 @@ pub enum HoldState {
 
 #[derive(Clone, Debug)]
 pub enum Operation {
+    /// Asks whether there is room; changes nothing.
+    Probe { legs: Vec<Leg> },
     /// Hold and post at once, for what runs in an instant.
     Charge { reference: String, legs: Vec<Leg> },
     /// Sets amounts aside.
@@ -85,6 +87,7 @@ pub struct Entry {
 /// and empty, which the shell never lets happen.
 pub fn decide(books: &mut Books, operation: &Operation, now: Time, entries: &mut Vec<Entry>) -> Decision {
     match operation {
+        Operation::Probe { legs } => without_room(books, legs).map_or(Decision::Applied, Decision::Refused),
         Operation::Charge { reference, legs } => {
             if let Some(full) = without_room(books, legs) {
                 return Decision::Refused(full);
@@ -279,6 +282,7 @@ mod tests {
     fn operation() -> impl Strategy<Value = (Operation, i64)> {
         let id = (0u8..6).prop_map(hold_id);
         let operation = prop_oneof![
+            (0u8..8, 0i64..9).prop_map(|(mask, amount)| Operation::Probe { legs: legs(mask, amount) }),
             (0u8..8, 0i64..9, any::<u32>()).prop_map(|(mask, amount, n)| Operation::Charge {
                 reference: n.to_string(),
                 legs: legs(mask, amount)
@@ -316,7 +320,7 @@ mod tests {
                 let before = books.clone();
                 let lines = entries.len();
                 let decision = decide(&mut books, &operation, Time(now), &mut entries);
-                if decision != Decision::Applied {
+                if decision != Decision::Applied || matches!(operation, Operation::Probe { .. }) {
                     prop_assert_eq!(&books.balances, &before.balances);
                     prop_assert_eq!(&books.holds, &before.holds);
                     prop_assert_eq!(entries.len(), lines);
@@ -330,7 +334,10 @@ mod tests {
                 }
                 if let Decision::Refused(full) = &decision {
                     let balance = &books.balances[full];
-                    let (Operation::Charge { legs, .. } | Operation::Hold { legs, .. }) = &operation else {
+                    let (Operation::Charge { legs, .. }
+                    | Operation::Hold { legs, .. }
+                    | Operation::Probe { legs }) = &operation
+                    else {
                         return Err(TestCaseError::fail("only spending is refused"));
                     };
                     prop_assert!(balance.posted + balance.pending + legs[0].amount > balance.granted.unwrap());

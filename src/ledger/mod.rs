@@ -15,7 +15,7 @@ mod tests;
 pub mod usage;
 pub mod writer;
 
-pub use apply::{Spent, spent_in_window, would_refuse};
+pub use apply::{Spent, spent_in_window};
 pub use decide::HoldState;
 pub use hold::HoldRow;
 pub use request::{Action, Answer, HeldFor, Keyed, NewHold, OnLost, Outcome, Refusal, Request, Spending};

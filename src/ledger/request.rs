@@ -21,6 +21,8 @@ pub struct Request {
 
 #[derive(Clone, Debug)]
 pub enum Action {
+    /// Asks whether a hard limit would refuse this now: a look that takes and writes nothing.
+    Probe(Spending),
     /// An instant cast: held and posted at once. Its answer is kept with its key, if it has one.
     Charge { cast: CastId, spending: Spending, kept: Option<(Keyed, Answer)> },
     /// Sets money aside. `answer` is kept for the idempotency key now, if it is known already.

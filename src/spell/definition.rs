@@ -8,16 +8,16 @@ use serde_json::Value;
 use url::Url;
 
 use super::{Kind, Spell, upstream::check_headers};
-use crate::{ledger::OnLost, money::Nanos};
+use crate::{
+    ledger::OnLost,
+    money::{MAX_CENTS, Nanos},
+};
 
 /// What stands for a secret in all that is sent out, and, sent back, for the one that is stored.
 pub const MASK: &str = "***";
 
 /// Every kind, with the fields that only some kinds have.
 const KINDS: [(&str, &[&str]); 2] = [("echo", &[]), ("http", &["url", "headers", "timeout_ms"])];
-
-/// The highest price of one cast, in cents.
-const MAX_FLAT_CENTS: i64 = crate::money::MAX_CENTS;
 
 /// How long an upstream may take, in milliseconds: where nothing is said, and at most.
 const DEFAULT_TIMEOUT_MS: u64 = 30_000;
@@ -92,8 +92,7 @@ impl Definition {
         let price = match &self.price {
             None => default_price,
             Some(Price { flat_cents }) => Nanos::from_cents(*flat_cents)
-                .filter(|_| *flat_cents <= MAX_FLAT_CENTS)
-                .ok_or_else(|| format!("`price.flat_cents` must be from 0 to {MAX_FLAT_CENTS}"))?,
+                .ok_or_else(|| format!("`price.flat_cents` must be from 0 to {MAX_CENTS}"))?,
         };
         Ok(Spell {
             name: name.to_owned(),

@@ -129,7 +129,7 @@ pub(super) fn open(url: &str) -> Result<Pools, String> {
                     })
                     .connect_lazy_with(options.clone())
             };
-            Pools::Postgres { write: pool(6), read: pool(8), unhurried }
+            Pools::Postgres { write: pool(6), read: pool(8), unhurried: Box::new(unhurried) }
         }
     })
 }

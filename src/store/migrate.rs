@@ -24,7 +24,7 @@ pub(super) async fn run(pools: &Pools) -> Result<(), StoreError> {
         Pools::Postgres { unhurried, .. } => {
             // A connection of its own: it may take its time, and an error leaves no lock in a pool.
             let own = PoolOptions::<sqlx::Postgres>::new().max_connections(1).acquire_timeout(PATIENCE);
-            let own = own.connect_lazy_with(unhurried.clone());
+            let own = own.connect_lazy_with((**unhurried).clone());
             let done = POSTGRES.run(&own).await.map_err(classify);
             own.close().await;
             done

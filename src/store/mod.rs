@@ -207,7 +207,7 @@ enum Pools {
         write: PgPool,
         read: PgPool,
         /// For migrations, which may take longer than a statement may otherwise.
-        unhurried: PgConnectOptions,
+        unhurried: Box<PgConnectOptions>,
     },
 }
 

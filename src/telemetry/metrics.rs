@@ -81,6 +81,7 @@ impl Metrics {
         for status in CAST_STATUSES {
             metrics.casts.with_label_values(&[status]);
         }
+        metrics.stripe_webhooks.with_label_values(&["other", "disabled"]);
         metrics
     }
 
@@ -122,6 +123,7 @@ mod tests {
             "spell_cast_duration_seconds_count 0",
             "db_pool_in_use 0",
             "redis_errors_total 0",
+            "stripe_webhook_total{result=\"disabled\",type=\"other\"} 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }
