@@ -61,7 +61,7 @@ pub async fn list(
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Admin)?;
     let Query(Listing { limit, cursor }) = query;
-    let page = Page::new(limit.as_deref(), cursor)?;
+    let page = Page::new(limit.as_deref(), cursor, "acct_")?;
     let accounts = account::list(&state.db, page.cursor.as_deref(), page.limit + 1).await?;
     Ok(HttpResponse::Ok().json(page.answer(accounts, |account| account.id.to_string())))
 }

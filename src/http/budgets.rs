@@ -108,7 +108,7 @@ pub async fn get(
         .require(KeyScope::Read)
         .or_else(|refused| caller.require(KeyScope::Budgets).map_err(|_| refused))?;
     let BudgetsQuery { key_id, spell, period, all, limit, cursor } = query;
-    let page = Page::new(limit.as_deref(), cursor)?;
+    let page = Page::new(limit.as_deref(), cursor, "bud_")?;
     let every_scope = key_id.is_none() && spell.is_none();
     let period_only = period.as_deref().map(self::period).transpose()?;
     let chosen = chosen(BudgetQuery { key_id, spell, period })?;

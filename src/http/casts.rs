@@ -212,7 +212,7 @@ pub async fn list(
     Query(query): Query<CastsQuery>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Read)?;
-    let page = Page::new(query.limit.as_deref(), query.cursor)?;
+    let page = Page::new(query.limit.as_deref(), query.cursor, "cast_")?;
     let known = |status: &str| ["PENDING", "COMPLETED", "FAILED"].contains(&status);
     let status = query.status.map(|status| status.to_ascii_uppercase());
     if status.as_deref().is_some_and(|status| !known(status)) {

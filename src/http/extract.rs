@@ -9,6 +9,7 @@ use std::{collections::BTreeSet, future::Future, pin::Pin, time::Duration};
 
 use actix_web::{FromRequest, HttpRequest, dev::Payload, http::header, web};
 use futures_util::StreamExt;
+use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::timeout;
@@ -162,8 +163,10 @@ impl<T: DeserializeOwned> FromRequest for Query<T> {
 }
 
 fn query<T: DeserializeOwned>(text: &str) -> Result<T, ApiError> {
-    let pairs: Vec<(String, String)> =
-        serde_urlencoded::from_str(text).map_err(|_| ApiError::invalid("The query string can't be read."))?;
+    let unreadable = || ApiError::invalid("The query string is not percent-encoded UTF-8.");
+    // The decoder below would put a replacement character where there was no text.
+    percent_decode_str(text).decode_utf8().map_err(|_| unreadable())?;
+    let pairs: Vec<(String, String)> = serde_urlencoded::from_str(text).map_err(|_| unreadable())?;
     let mut fields = serde_json::Map::new();
     for (name, value) in pairs {
         if value.contains('\0') || name.contains('\0') {
@@ -204,14 +207,16 @@ pub struct Page {
 const MAX_PAGE: i64 = 1_000;
 
 impl Page {
-    /// Reads `limit` (50 where absent, from 1 to 1000) and `cursor`.
-    pub fn new(limit: Option<&str>, cursor: Option<String>) -> Result<Page, ApiError> {
+    /// Reads `limit` (50 where absent, from 1 to 1000) and `cursor`, which begins as all do that the
+    /// list gives out.
+    pub fn new(limit: Option<&str>, cursor: Option<String>, begins: &str) -> Result<Page, ApiError> {
         let limit = match limit.map(str::parse) {
             None => 50,
             Some(Ok(limit @ 1..=MAX_PAGE)) => limit,
             Some(_) => return Err(ApiError::invalid(format!("`limit` must be from 1 to {MAX_PAGE}."))),
         };
-        if cursor.as_ref().is_some_and(|cursor| cursor.is_empty() || cursor.len() > 200) {
+        let ours = |cursor: &String| cursor.starts_with(begins) && id_of::<String>(cursor.clone()).is_some();
+        if cursor.as_ref().is_some_and(|cursor| !ours(cursor)) {
             return Err(ApiError::invalid("`cursor` is none that a list gave out."));
         }
         Ok(Page { limit, cursor })
@@ -300,11 +305,14 @@ mod tests {
     #[test]
     fn a_page_has_1_to_1000_rows() {
         for wrong in ["0", "1001", "-1", "abc", "5.0", "", "99999999999999999999"] {
-            assert!(Page::new(Some(wrong), None).is_err(), "{wrong}");
+            assert!(Page::new(Some(wrong), None, "").is_err(), "{wrong}");
         }
-        let page = Page::new(Some("2"), None).unwrap();
+        let page = Page::new(Some("2"), None, "").unwrap();
         let more = page.answer(vec!["a", "b", "c"], |row| (*row).to_owned());
         assert_eq!(more, serde_json::json!({"data": ["a", "b"], "next_cursor": "b"}));
         assert_eq!(page.answer(vec!["a"], |row| (*row).to_owned())["next_cursor"], Value::Null);
+        for wrong in ["", "cast", "key_1", "cast_ 1", "cast_é"] {
+            assert!(Page::new(None, Some(wrong.to_owned()), "cast_").is_err(), "{wrong}");
+        }
     }
 }

@@ -73,7 +73,7 @@ pub async fn list(
     Query(query): Query<PageQuery>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Read)?;
-    let page = Page::new(query.limit.as_deref(), query.cursor)?;
+    let page = Page::new(query.limit.as_deref(), query.cursor, "hold_")?;
     let rows = hold::list(&state.db, &caller.account, page.cursor.as_deref(), page.limit + 1).await?;
     let rows: Vec<Value> = rows.iter().map(hold_json).collect();
     let id = |row: &Value| row["id"].as_str().unwrap_or_default().to_owned();

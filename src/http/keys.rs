@@ -75,7 +75,7 @@ pub async fn list(
 ) -> Result<HttpResponse, ApiError> {
     caller.require_any(&[KeyScope::Read, KeyScope::Keys])?;
     let Query(Listing { limit, cursor }) = query;
-    let page = Page::new(limit.as_deref(), cursor)?;
+    let page = Page::new(limit.as_deref(), cursor, "key_")?;
     let keys = key::list(&state.db, &caller.account, page.cursor.as_deref(), page.limit + 1).await?;
     Ok(HttpResponse::Ok().json(page.answer(keys, |key| key.id.to_string())))
 }

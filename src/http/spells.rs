@@ -78,7 +78,7 @@ pub async fn list(
     Query(query): Query<PageQuery>,
 ) -> Result<HttpResponse, ApiError> {
     may_look(&caller)?;
-    let page = Page::new(query.limit.as_deref(), query.cursor)?;
+    let page = Page::new(query.limit.as_deref(), query.cursor, "")?;
     let spells = state.spells.list(page.cursor.as_deref(), page.limit + 1).await?;
     let admin = caller.is_admin();
     let views = spells.iter().map(|spell| SpellView::new(spell, admin)).collect();

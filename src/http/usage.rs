@@ -32,7 +32,7 @@ pub async fn get(
     Query(query): Query<UsageQuery>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Read)?;
-    let page = Page::new(query.limit.as_deref(), query.cursor)?;
+    let page = Page::new(query.limit.as_deref(), query.cursor, "")?;
     let offset = page.cursor.as_deref().unwrap_or("0").parse::<u32>();
     let offset = offset.map_err(|_| ApiError::invalid("`cursor` is none that a list gave out."))?;
     let (from, to) = span(query.from.as_deref(), query.to.as_deref(), state.clock.now())?;
