@@ -39,6 +39,8 @@ async fn main() {
     let sqlite = format!("sqlite:{}/bench.db", folder.path().display());
     let redis = std::env::var("TEST_REDIS_URL").expect("run scripts/bench");
     let server = std::env::var("TEST_DATABASE_URL").expect("run scripts/bench");
+    // To look at one row alone, under a profiler for one.
+    let only = std::env::var("BENCH_ONLY").unwrap_or_default();
     let mut wrong = 0;
     for (name, database, redis, accounts) in [
         ("SQLite, one account", sqlite, None, 1),
@@ -46,6 +48,9 @@ async fn main() {
         ("PostgreSQL, 64 accounts", fresh_database(&server), None, 64),
         ("PostgreSQL and Redis, one account", fresh_database(&server), Some(redis), 1),
     ] {
+        if !name.contains(&only) {
+            continue;
+        }
         let (measured, drift) = platform(&database, redis.as_deref(), accounts, span).await;
         print_row(name, &measured, &floor);
         wrong += drift;
