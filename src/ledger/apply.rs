@@ -18,17 +18,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{
     balance::{Balance, BalanceId, Leg},
-    decide::{Books, Decision, Entry, Hold, HoldState, Operation, decide},
+    decide::{Books, Decision, Hold, HoldState, Operation, decide},
     hold::{HoldRow, StoredHold, hold_columns},
     idempotency::{self, KEPT_FOR, KnownKey},
     request::{Action, Answer, HeldFor, Keyed, NewHold, OnLost, Outcome, Refusal, Request, Spending, Undone},
+    write::Writes,
 };
 use crate::{
     budget::{self, Budget},
     clock::Time,
     id::{AccountId, HoldId, KeyId},
     money::{Nanos, sum_of_halves},
-    store::{Rows, Statement, StoreError, Tx, Value, binds, statements},
+    store::{Rows, StoreError, Tx, Value, binds, statements},
     window::{self, Window},
 };
 
@@ -50,63 +51,6 @@ statements! {
         FROM balances
         WHERE account_id = $1 AND kind = 'spend' AND starts_at >= $2 AND starts_at < $3
           AND (CAST($4 AS TEXT) IS NULL OR key_id = $4) AND (CAST($5 AS TEXT) IS NULL OR spell = $5)";
-
-    PUT_BALANCES = "
-        INSERT INTO balances (id, account_id, kind, key_id, spell, budget_id, starts_at,
-                              posted, pending, calls)
-        SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3,
-               given.value ->> 4, given.value ->> 5, CAST(given.value ->> 6 AS BIGINT),
-               CAST(given.value ->> 7 AS BIGINT), CAST(given.value ->> 8 AS BIGINT),
-               CAST(given.value ->> 9 AS BIGINT)
-        FROM {rows} WHERE true
-        ON CONFLICT (id) DO UPDATE SET
-            posted = excluded.posted, pending = excluded.pending, calls = excluded.calls";
-    ADD_ENTRIES = "
-        INSERT INTO entries (reference, cause, balance_id, amount, created_at)
-        SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2,
-               CAST(given.value ->> 3 AS BIGINT), CAST(given.value ->> 4 AS BIGINT)
-        FROM {rows}";
-    ADD_CASTS = "
-        INSERT INTO casts (id, account_id, key_id, spell, status, cost, created_at, finished_at)
-        SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3,
-               given.value ->> 4, CAST(given.value ->> 5 AS BIGINT),
-               CAST(given.value ->> 6 AS BIGINT), CAST(given.value ->> 7 AS BIGINT)
-        FROM {rows}";
-    END_CASTS = "
-        UPDATE casts SET status = given.value ->> 1, cost = CAST(given.value ->> 2 AS BIGINT),
-               error_code = given.value ->> 3, finished_at = CAST(given.value ->> 4 AS BIGINT)
-        FROM {rows} WHERE casts.id = given.value ->> 0";
-    PUT_HOLDS = "
-        INSERT INTO holds (id, account_id, key_id, spell, held_for, amount, began_at, expires_at,
-                           on_lost, state, posted, late, ended_at)
-        SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3,
-               given.value ->> 4, CAST(given.value ->> 5 AS BIGINT),
-               CAST(given.value ->> 6 AS BIGINT), CAST(given.value ->> 7 AS BIGINT),
-               given.value ->> 8, given.value ->> 9, CAST(given.value ->> 10 AS BIGINT),
-               CAST(given.value ->> 11 AS BOOLEAN), CAST(given.value ->> 12 AS BIGINT)
-        FROM {rows} WHERE true
-        ON CONFLICT (id) DO UPDATE SET
-            expires_at = excluded.expires_at, state = excluded.state, posted = excluded.posted,
-            late = excluded.late, ended_at = excluded.ended_at";
-    PUT_KEYS = "
-        INSERT INTO idempotency_keys (account_id, key, request_hash, hold_id, status, answer, expires_at)
-        SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3,
-               CAST(given.value ->> 4 AS BIGINT), given.value ->> 5,
-               CAST(given.value ->> 6 AS BIGINT)
-        FROM {rows} WHERE true
-        ON CONFLICT (account_id, key) DO UPDATE SET
-            request_hash = excluded.request_hash, hold_id = excluded.hold_id,
-            status = excluded.status, answer = excluded.answer, expires_at = excluded.expires_at";
-    ANSWER_KEYS = "
-        UPDATE idempotency_keys
-        SET status = CAST(given.value ->> 1 AS BIGINT), answer = given.value ->> 2
-        FROM {rows} WHERE hold_id = given.value ->> 0 AND status IS NULL";
-    DROP_KEYS_OF_HOLDS = "
-        DELETE FROM idempotency_keys
-        WHERE status IS NULL AND hold_id IN (SELECT given.value ->> 0 FROM {rows})";
-    DROP_KEYS = "
-        DELETE FROM idempotency_keys
-        WHERE (account_id, key) IN (SELECT given.value ->> 0, given.value ->> 1 FROM {rows})";
 }
 
 /// What a batch came to: an outcome per request, in their order.
@@ -170,21 +114,8 @@ struct Working {
     books: Books,
     holds: HashMap<HoldId, HoldRow>,
     keys: HashMap<(AccountId, String), KnownKey>,
-    writes: Writes,
-}
-
-#[derive(Default)]
-struct Writes {
-    entries: Vec<(Entry, Time)>,
-    casts: Rows,
-    ended_casts: Rows,
     changed_holds: BTreeSet<HoldId>,
-    keys: Rows,
-    answered_keys: Rows,
-    keys_of_lost_holds: Rows,
-    dropped_keys: Rows,
-    late: u64,
-    overrun: u64,
+    writes: Writes,
 }
 
 #[derive(sqlx::FromRow)]
@@ -212,6 +143,7 @@ impl Working {
             books: Books::default(),
             holds: HashMap::new(),
             keys: HashMap::new(),
+            changed_holds: BTreeSet::new(),
             writes: Writes::default(),
         };
         working.load_holds(tx, requests).await?;
@@ -511,7 +443,7 @@ impl Working {
                     self.writes.late += u64::from(late);
                     self.writes.overrun += u64::from(amount > hold.amount.0);
                 }
-                self.writes.changed_holds.insert(id.clone());
+                self.changed_holds.insert(id.clone());
                 self.holds.insert(id.clone(), hold.clone());
                 Outcome::Hold(hold)
             }
@@ -525,7 +457,9 @@ impl Working {
     fn decide_operation(&mut self, at: Time, operation: &Operation) -> Decision {
         let mut entries = Vec::new();
         let decision = decide(&mut self.books, operation, at, &mut entries);
-        self.writes.entries.extend(entries.into_iter().map(|entry| (entry, at)));
+        for entry in &entries {
+            self.writes.add_entry(entry, at);
+        }
         decision
     }
 
@@ -558,7 +492,7 @@ impl Working {
             ended_at: None,
         };
         self.holds.insert(hold.id.clone(), row);
-        self.writes.changed_holds.insert(hold.id.clone());
+        self.changed_holds.insert(hold.id.clone());
         if hold.held_for == HeldFor::Cast {
             self.record_cast(request, hold.id.as_str(), &hold.spending, "PENDING");
         }
@@ -616,47 +550,17 @@ impl Working {
     }
 
     /// Writes back what changed; gives whether anything did.
-    async fn write(self, tx: &mut Tx) -> Result<bool, StoreError> {
-        let mut balances = Rows::default();
+    async fn write(mut self, tx: &mut Tx) -> Result<bool, StoreError> {
         for (id, subject) in &self.subjects {
             let now = &self.books.balances[id];
             if *now != self.loaded[id] {
-                balances.push(subject.row(id, now));
+                self.writes.balances.push(subject.row(id, now));
             }
         }
-        let mut entries = Rows::default();
-        for (entry, at) in &self.writes.entries {
-            entries.push([
-                Value::from(&entry.reference),
-                Value::from(entry.cause),
-                Value::from(entry.balance.as_str()),
-                Value::from(entry.amount),
-                Value::from(*at),
-            ]);
+        for id in &self.changed_holds {
+            self.writes.put_hold(&self.holds[id]);
         }
-        let mut holds = Rows::default();
-        for id in &self.writes.changed_holds {
-            holds.push(hold_columns_of(&self.holds[id]));
-        }
-        let statements: [(&Statement, Rows); 9] = [
-            (&PUT_BALANCES, balances),
-            (&ADD_ENTRIES, entries),
-            (&ADD_CASTS, self.writes.casts),
-            (&END_CASTS, self.writes.ended_casts),
-            (&PUT_HOLDS, holds),
-            (&PUT_KEYS, self.writes.keys),
-            (&ANSWER_KEYS, self.writes.answered_keys),
-            (&DROP_KEYS_OF_HOLDS, self.writes.keys_of_lost_holds),
-            (&DROP_KEYS, self.writes.dropped_keys),
-        ];
-        let mut wrote = false;
-        for (statement, rows) in statements {
-            if !rows.is_empty() {
-                tx.execute(statement, binds![rows]).await?;
-                wrote = true;
-            }
-        }
-        Ok(wrote)
+        self.writes.write(tx).await
     }
 }
 
@@ -705,23 +609,4 @@ impl Subject {
 
 fn legs(balances: impl Iterator<Item = BalanceId>, amount: Nanos) -> Vec<Leg> {
     balances.map(|balance| Leg { balance, amount: amount.0 }).collect()
-}
-
-fn hold_columns_of(hold: &HoldRow) -> Vec<Value> {
-    let (state, posted, late) = hold.state_columns();
-    binds![
-        &hold.id,
-        &hold.account,
-        &hold.key,
-        &hold.spell,
-        if hold.held_for == HeldFor::Cast { "cast" } else { "external" },
-        hold.amount,
-        hold.began_at,
-        hold.expires_at,
-        if hold.on_lost == OnLost::Charge { "charge" } else { "release" },
-        state,
-        posted,
-        late,
-        hold.ended_at,
-    ]
 }

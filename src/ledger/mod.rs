@@ -13,6 +13,7 @@ pub mod sweeper;
 #[cfg(test)]
 mod tests;
 pub mod usage;
+mod write;
 pub mod writer;
 
 pub use apply::{Spent, spent_in_window};

@@ -1,0 +1,136 @@
+//! Writes a decided batch back: one statement a table, however large the batch.
+
+use super::{
+    decide::Entry,
+    hold::HoldRow,
+    request::{HeldFor, OnLost},
+};
+use crate::{
+    clock::Time,
+    store::{Rows, Statement, StoreError, Tx, binds, statements},
+};
+
+statements! {
+    PUT_BALANCES = "
+        INSERT INTO balances (id, account_id, kind, key_id, spell, budget_id, starts_at,
+                              posted, pending, calls)
+        SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3,
+               given.value ->> 4, given.value ->> 5, CAST(given.value ->> 6 AS BIGINT),
+               CAST(given.value ->> 7 AS BIGINT), CAST(given.value ->> 8 AS BIGINT),
+               CAST(given.value ->> 9 AS BIGINT)
+        FROM {rows} WHERE true
+        ON CONFLICT (id) DO UPDATE SET
+            posted = excluded.posted, pending = excluded.pending, calls = excluded.calls";
+    ADD_ENTRIES = "
+        INSERT INTO entries (reference, cause, balance_id, amount, created_at)
+        SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2,
+               CAST(given.value ->> 3 AS BIGINT), CAST(given.value ->> 4 AS BIGINT)
+        FROM {rows}";
+    ADD_CASTS = "
+        INSERT INTO casts (id, account_id, key_id, spell, status, cost, created_at, finished_at)
+        SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3,
+               given.value ->> 4, CAST(given.value ->> 5 AS BIGINT),
+               CAST(given.value ->> 6 AS BIGINT), CAST(given.value ->> 7 AS BIGINT)
+        FROM {rows}";
+    END_CASTS = "
+        UPDATE casts SET status = given.value ->> 1, cost = CAST(given.value ->> 2 AS BIGINT),
+               error_code = given.value ->> 3, finished_at = CAST(given.value ->> 4 AS BIGINT)
+        FROM {rows} WHERE casts.id = given.value ->> 0";
+    PUT_HOLDS = "
+        INSERT INTO holds (id, account_id, key_id, spell, held_for, amount, began_at, expires_at,
+                           on_lost, state, posted, late, ended_at)
+        SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3,
+               given.value ->> 4, CAST(given.value ->> 5 AS BIGINT),
+               CAST(given.value ->> 6 AS BIGINT), CAST(given.value ->> 7 AS BIGINT),
+               given.value ->> 8, given.value ->> 9, CAST(given.value ->> 10 AS BIGINT),
+               CAST(given.value ->> 11 AS BOOLEAN), CAST(given.value ->> 12 AS BIGINT)
+        FROM {rows} WHERE true
+        ON CONFLICT (id) DO UPDATE SET
+            expires_at = excluded.expires_at, state = excluded.state, posted = excluded.posted,
+            late = excluded.late, ended_at = excluded.ended_at";
+    PUT_KEYS = "
+        INSERT INTO idempotency_keys (account_id, key, request_hash, hold_id, status, answer, expires_at)
+        SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3,
+               CAST(given.value ->> 4 AS BIGINT), given.value ->> 5,
+               CAST(given.value ->> 6 AS BIGINT)
+        FROM {rows} WHERE true
+        ON CONFLICT (account_id, key) DO UPDATE SET
+            request_hash = excluded.request_hash, hold_id = excluded.hold_id,
+            status = excluded.status, answer = excluded.answer, expires_at = excluded.expires_at";
+    ANSWER_KEYS = "
+        UPDATE idempotency_keys
+        SET status = CAST(given.value ->> 1 AS BIGINT), answer = given.value ->> 2
+        FROM {rows} WHERE hold_id = given.value ->> 0 AND status IS NULL";
+    DROP_KEYS_OF_HOLDS = "
+        DELETE FROM idempotency_keys
+        WHERE status IS NULL AND hold_id IN (SELECT given.value ->> 0 FROM {rows})";
+    DROP_KEYS = "
+        DELETE FROM idempotency_keys
+        WHERE (account_id, key) IN (SELECT given.value ->> 0, given.value ->> 1 FROM {rows})";
+}
+
+/// The rows that a batch leaves behind.
+#[derive(Default)]
+pub(super) struct Writes {
+    pub balances: Rows,
+    entries: Rows,
+    pub casts: Rows,
+    pub ended_casts: Rows,
+    holds: Rows,
+    pub keys: Rows,
+    pub answered_keys: Rows,
+    pub keys_of_lost_holds: Rows,
+    pub dropped_keys: Rows,
+    /// How many holds were settled late, and how many for more than was held.
+    pub late: u64,
+    pub overrun: u64,
+}
+
+impl Writes {
+    pub fn add_entry(&mut self, entry: &Entry, at: Time) {
+        let Entry { reference, cause, balance, amount } = entry;
+        self.entries.push(binds![reference, *cause, balance.as_str(), *amount, at]);
+    }
+
+    pub fn put_hold(&mut self, hold: &HoldRow) {
+        let (state, posted, late) = hold.state_columns();
+        self.holds.push(binds![
+            &hold.id,
+            &hold.account,
+            &hold.key,
+            &hold.spell,
+            if hold.held_for == HeldFor::Cast { "cast" } else { "external" },
+            hold.amount,
+            hold.began_at,
+            hold.expires_at,
+            if hold.on_lost == OnLost::Charge { "charge" } else { "release" },
+            state,
+            posted,
+            late,
+            hold.ended_at,
+        ]);
+    }
+
+    /// Writes all of it; gives whether there was anything to write.
+    pub async fn write(self, tx: &mut Tx) -> Result<bool, StoreError> {
+        let statements: [(&Statement, Rows); 9] = [
+            (&PUT_BALANCES, self.balances),
+            (&ADD_ENTRIES, self.entries),
+            (&ADD_CASTS, self.casts),
+            (&END_CASTS, self.ended_casts),
+            (&PUT_HOLDS, self.holds),
+            (&PUT_KEYS, self.keys),
+            (&ANSWER_KEYS, self.answered_keys),
+            (&DROP_KEYS_OF_HOLDS, self.keys_of_lost_holds),
+            (&DROP_KEYS, self.dropped_keys),
+        ];
+        let mut wrote = false;
+        for (statement, rows) in statements {
+            if !rows.is_empty() {
+                tx.execute(statement, binds![rows]).await?;
+                wrote = true;
+            }
+        }
+        Ok(wrote)
+    }
+}
