@@ -13,7 +13,11 @@ use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
-use crate::{identity::key, money::Nanos};
+use crate::{
+    identity::key,
+    money::{NANOS_PER_CENT, Nanos},
+    plan,
+};
 
 /// The variables as they stand, before anything is made of them. An empty one counts as absent.
 #[derive(Deserialize, Default)]
@@ -22,6 +26,11 @@ struct Environment {
     redis_url: Option<String>,
     stripe_secret_key: Option<String>,
     stripe_webhook_secret: Option<String>,
+    stripe_api_base: Option<String>,
+    billing_plan_default: Option<String>,
+    billing_currency: Option<String>,
+    credit_price_cents: Option<String>,
+    public_url: Option<String>,
     cost_per_cast_cents: Option<String>,
     rate_limit_per_minute: Option<String>,
     rate_limit_anon_per_minute: Option<String>,
@@ -56,8 +65,34 @@ pub struct Config {
     pub host: IpAddr,
     pub port: u16,
     pub log_filter: EnvFilter,
-    /// The variables without which billing is switched off.
-    pub missing_for_billing: Vec<&'static str>,
+    pub billing: Billing,
+}
+
+/// How plans and credits are sold.
+pub struct Billing {
+    /// Without it nothing can be bought: checkout and portal are switched off.
+    pub secret_key: Option<SecretString>,
+    /// Without one, Stripe's events are not believed. Any of them will do.
+    pub webhook_secrets: Vec<SecretString>,
+    /// Where Stripe is; `None`: where it always is.
+    pub api_base: Option<Url>,
+    /// The plan of accounts without a subscription.
+    pub default_plan: String,
+    /// In lower case, as Stripe writes it.
+    pub currency: String,
+    /// What a credit costs, and how much it pays for.
+    pub credit_price: Nanos,
+    /// Where people reach this server.
+    pub public_url: Url,
+}
+
+impl Billing {
+    /// The variables without which a part of billing is switched off.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let key = self.secret_key.is_none().then_some("STRIPE_SECRET_KEY");
+        let webhook = self.webhook_secrets.is_empty().then_some("STRIPE_WEBHOOK_SECRET");
+        key.into_iter().chain(webhook).collect()
+    }
 }
 
 /// Everything that is wrong with the environment: a line for each variable.
@@ -104,16 +139,59 @@ impl Config {
         let given: Environment =
             envy::from_iter(variables).map_err(|problem| ConfigError(vec![problem.to_string()]))?;
         let mut problems = Problems(Vec::new());
-        let billing = [
-            ("STRIPE_SECRET_KEY", &given.stripe_secret_key),
-            ("STRIPE_WEBHOOK_SECRET", &given.stripe_webhook_secret),
-        ];
+        let host = problems.read("HOST", given.host, IpAddr::from([127, 0, 0, 1]), |text| match text {
+            "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
+            text => text.trim_matches(['[', ']']).parse().map_err(|_| "must be an IP address"),
+        });
+        let port = problems.read("PORT", given.port, 8080, |text| {
+            text.parse().map_err(|_| "must be a port number from 0 to 65535")
+        });
+        let billing = Billing {
+            secret_key: problems.read("STRIPE_SECRET_KEY", given.stripe_secret_key, None, |text| match text
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic())
+            {
+                true => Ok(Some(SecretString::from(text))),
+                false => Err("must be visible ASCII characters"),
+            }),
+            webhook_secrets: problems.read(
+                "STRIPE_WEBHOOK_SECRET",
+                given.stripe_webhook_secret,
+                Vec::new(),
+                secrets,
+            ),
+            api_base: problems.read("STRIPE_API_BASE", given.stripe_api_base, None, |text| {
+                let url = web_url(text)?;
+                match url.path().trim_end_matches('/').ends_with("/v1") {
+                    true => Err("must not end in /v1, which is added to it"),
+                    false => Ok(Some(url)),
+                }
+            }),
+            default_plan: problems.read(
+                "BILLING_PLAN_DEFAULT",
+                given.billing_plan_default,
+                "free".to_owned(),
+                |text| match plan::could_be_code(text) {
+                    true => Ok(text.to_owned()),
+                    false => Err("must be a plan's code"),
+                },
+            ),
+            currency: problems.read("BILLING_CURRENCY", given.billing_currency, "usd".to_owned(), |text| {
+                plan::currency(text).ok_or("must be the three letters of a currency, such as usd")
+            }),
+            credit_price: problems.read(
+                "CREDIT_PRICE_CENTS",
+                given.credit_price_cents,
+                Nanos(NANOS_PER_CENT),
+                |text| match text.parse() {
+                    Ok(cents @ 1..=1_000_000) => Ok(Nanos(cents * NANOS_PER_CENT)),
+                    _ => Err("must be a whole number of cents from 1 to 1000000"),
+                },
+            ),
+            public_url: problems.read("PUBLIC_URL", given.public_url, own_url(host, port), web_url),
+        };
         let config = Config {
-            missing_for_billing: billing
-                .iter()
-                .filter(|(_, value)| value.is_none())
-                .map(|(name, _)| *name)
-                .collect(),
+            billing,
             database_url: given.database_url.unwrap_or_else(|| "sqlite:spell-platform.db".to_owned()).into(),
             redis_url: given.redis_url.map(SecretString::from),
             cost_per_cast: problems.read(
@@ -144,18 +222,7 @@ impl Config {
                 Ok(bytes @ 1..=1_073_741_824) => Ok(bytes),
                 _ => Err("must be a whole number of bytes from 1 to 1073741824"),
             }),
-            service_tokens: problems.read("SERVICE_TOKEN", given.service_token, Vec::new(), |text| {
-                let tokens: Vec<SecretString> = text
-                    .split(',')
-                    .map(str::trim)
-                    .filter(|t| !t.is_empty())
-                    .map(SecretString::from)
-                    .collect();
-                match tokens.is_empty() {
-                    false => Ok(tokens),
-                    true => Err("must name a token (several are separated by commas)"),
-                }
-            }),
+            service_tokens: problems.read("SERVICE_TOKEN", given.service_token, Vec::new(), secrets),
             upstream_allow_private: problems.read(
                 "UPSTREAM_ALLOW_PRIVATE",
                 given.upstream_allow_private,
@@ -172,13 +239,8 @@ impl Config {
                     false => Err("must be 32 to 1024 printable ASCII characters"),
                 }
             }),
-            host: problems.read("HOST", given.host, IpAddr::from([127, 0, 0, 1]), |text| match text {
-                "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
-                text => text.trim_matches(['[', ']']).parse().map_err(|_| "must be an IP address"),
-            }),
-            port: problems.read("PORT", given.port, 8080, |text| {
-                text.parse().map_err(|_| "must be a port number from 0 to 65535")
-            }),
+            host,
+            port,
             log_filter: problems.read("RUST_LOG", given.rust_log, EnvFilter::new("info"), |text| {
                 EnvFilter::try_new(text)
                     .map_err(|_| "must be a log filter such as info or spell_platform=debug")
@@ -201,11 +263,16 @@ impl Config {
 }
 
 impl Environment {
-    const KNOWN: [&str; 15] = [
+    const KNOWN: [&str; 20] = [
         "DATABASE_URL",
         "REDIS_URL",
         "STRIPE_SECRET_KEY",
         "STRIPE_WEBHOOK_SECRET",
+        "STRIPE_API_BASE",
+        "BILLING_PLAN_DEFAULT",
+        "BILLING_CURRENCY",
+        "CREDIT_PRICE_CENTS",
+        "PUBLIC_URL",
         "COST_PER_CAST_CENTS",
         "RATE_LIMIT_PER_MINUTE",
         "RATE_LIMIT_ANON_PER_MINUTE",
@@ -249,6 +316,33 @@ fn per_minute(text: &str) -> Result<u32, &'static str> {
     }
 }
 
+fn secrets(text: &str) -> Result<Vec<SecretString>, &'static str> {
+    let named = text.split(',').map(str::trim).filter(|secret| !secret.is_empty());
+    let secrets: Vec<SecretString> = named.map(SecretString::from).collect();
+    match secrets.is_empty() {
+        false => Ok(secrets),
+        true => Err("must name one (several are separated by commas)"),
+    }
+}
+
+fn web_url(text: &str) -> Result<Url, &'static str> {
+    const WRONG: &str = "must be a URL that begins with https:// or http://, without a query";
+    let url = Url::parse(text).map_err(|_| WRONG)?;
+    let fits = matches!(url.scheme(), "http" | "https")
+        && url.has_host()
+        && url.query().is_none()
+        && url.fragment().is_none()
+        && url.username().is_empty()
+        && url.password().is_none();
+    if fits { Ok(url) } else { Err(WRONG) }
+}
+
+#[expect(clippy::expect_used, reason = "an address and a port always make a URL")]
+fn own_url(host: IpAddr, port: u16) -> Url {
+    let address = std::net::SocketAddr::from((host, port));
+    Url::parse(&format!("http://{address}")).expect("a URL of an address")
+}
+
 fn networks(text: &str) -> Result<Vec<IpNet>, &'static str> {
     let network = |text: &str| text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     text.split(',')
@@ -276,7 +370,11 @@ mod tests {
         assert_eq!((config.host.to_string(), config.port), ("127.0.0.1".to_owned(), 8080));
         assert_eq!((config.rate_limit_per_minute, config.rate_limit_anon_per_minute), (60, 10));
         assert_eq!(config.cost_per_cast, Nanos(10_000_000));
-        assert_eq!(config.missing_for_billing, ["STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET"]);
+        let billing = config.billing;
+        assert_eq!(billing.missing(), ["STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET"]);
+        assert_eq!((billing.default_plan.as_str(), billing.currency.as_str()), ("free", "usd"));
+        assert_eq!(billing.credit_price, Nanos(10_000_000));
+        assert_eq!((billing.api_base, billing.public_url.as_str()), (None, "http://127.0.0.1:8080/"));
     }
 
     #[test]
@@ -284,6 +382,13 @@ mod tests {
         let wrong = [
             ("DATABASE_URL", "mysql://root:hunter2@db/x"),
             ("REDIS_URL", "hunter2"),
+            ("STRIPE_SECRET_KEY", "hunter2\u{e9}"),
+            ("STRIPE_WEBHOOK_SECRET", ","),
+            ("STRIPE_API_BASE", "https://hunter2.example/v1"),
+            ("BILLING_PLAN_DEFAULT", "hunter 2"),
+            ("BILLING_CURRENCY", "hunter2"),
+            ("CREDIT_PRICE_CENTS", "0"),
+            ("PUBLIC_URL", "hunter2"),
             ("COST_PER_CAST_CENTS", "-1"),
             ("RATE_LIMIT_PER_MINUTE", "0"),
             ("RATE_LIMIT_ANON_PER_MINUTE", "many"),

@@ -12,6 +12,7 @@ pub mod identity;
 pub mod json;
 pub mod ledger;
 pub mod money;
+pub mod plan;
 pub mod rate;
 pub mod spell;
 pub mod store;

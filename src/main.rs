@@ -26,8 +26,15 @@ fn serve() -> ExitCode {
         Err(problems) => return failed(&problems),
     };
     telemetry::init_logging(config.log_filter.clone());
-    match config.missing_for_billing.as_slice() {
-        [] => tracing::warn!("billing is not part of this version, though Stripe's secrets are set"),
+    match config.billing.missing().as_slice() {
+        [] => {}
+        ["STRIPE_SECRET_KEY"] => {
+            tracing::warn!("checkout and portal are switched off: STRIPE_SECRET_KEY is not set");
+        }
+        ["STRIPE_WEBHOOK_SECRET"] => tracing::warn!(
+            "STRIPE_WEBHOOK_SECRET is not set: what customers buy is not granted until it is, since Stripe's \
+             events are refused"
+        ),
         missing => tracing::warn!("billing is switched off: {} not set", missing.join(" and ")),
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
