@@ -26,6 +26,7 @@ use crate::{
     rate::Limiter,
     spell::{Spells, upstream::Upstream},
     store::{Db, PATIENCE, StoreError},
+    stripe::{effect::Terms, webhook::Webhook},
     telemetry::Metrics,
 };
 
@@ -93,7 +94,10 @@ impl Application {
             tasks: TaskTracker::new(),
             runtime: Handle::current(),
         };
-        let state = AppState { config, clock, db, metrics, ledger, limiter, identity, spells, pipeline };
+        let terms = Terms { credit_price: config.billing.credit_price };
+        let webhook = Webhook::new(db.clone(), clock.clone(), identity.clone(), metrics.clone(), terms);
+        let state =
+            AppState { config, clock, db, metrics, ledger, limiter, identity, spells, pipeline, webhook };
         Ok(Application { state: web::Data::new(state), listener, writer })
     }
 

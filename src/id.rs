@@ -60,6 +60,8 @@ ids! {
     BudgetId = "bud";
     CastId = "cast";
     HoldId = "hold";
+    /// What was offered for sale at Stripe.
+    PurchaseId = "pur";
     /// One transaction of the ledger's writer; see `ledger::writer`.
     BatchId = "batch";
 }

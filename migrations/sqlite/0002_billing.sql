@@ -56,7 +56,7 @@ CREATE TABLE purchases (
     credits BIGINT,
     amount_cents BIGINT NOT NULL,
     currency TEXT NOT NULL,
-    -- 'open', 'processing', 'failed', 'expired' or 'paid'
+    -- 'open', 'processing', 'failed', 'expired', 'mismatched' or 'paid'
     status TEXT NOT NULL,
     session_id TEXT UNIQUE,
     subscription_id TEXT,
@@ -77,6 +77,8 @@ CREATE TABLE subscriptions (
     -- Stripe's word; NULL: none was heard yet
     status TEXT,
     status_at BIGINT NOT NULL,
+    -- of two in one second: the one that can't have been followed by the other
+    status_rank BIGINT NOT NULL,
     current_period_end BIGINT,
     cancel_at_period_end BOOLEAN NOT NULL,
     -- 'paid' or 'failed'
@@ -124,10 +126,14 @@ CREATE INDEX reversals_by_payment ON reversals (payment_intent);
 CREATE INDEX reversals_by_charge ON reversals (charge_id);
 CREATE INDEX reversals_by_invoice ON reversals (invoice_id);
 
+-- Whose events we take. Whoever applies one locks its source first: one event at a time, so that what
+-- two of them say of the same payment can't pass each other.
+CREATE TABLE webhook_sources (name TEXT PRIMARY KEY NOT NULL);
+INSERT INTO webhook_sources (name) VALUES ('stripe');
+
 -- Every event that came with a good signature, before anything is made of it.
 CREATE TABLE webhook_events (
-    -- 'stripe'
-    source TEXT NOT NULL,
+    source TEXT NOT NULL REFERENCES webhook_sources (name),
     id TEXT NOT NULL,
     type TEXT NOT NULL,
     -- when it happened, as its sender says

@@ -115,6 +115,8 @@ statements! {
             updated_at = excluded.updated_at, change_id = excluded.change_id";
     DELETE_BUDGET = "DELETE FROM budgets WHERE id = $1";
     DELETE_WINDOWS = "DELETE FROM balances WHERE account_id = $1 AND kind = 'window' AND budget_id = $2";
+    DELETE_PLANS_WINDOWS = "
+        DELETE FROM balances WHERE account_id = $1 AND kind = 'window' AND budget_id LIKE 'plan/%'";
 }
 
 #[derive(sqlx::FromRow)]
@@ -170,6 +172,39 @@ pub async fn of_account(db: &Db, account: &AccountId) -> Result<Vec<Budget>, Sto
     rows.into_iter().map(Budget::try_from).collect()
 }
 
+/// Adds the limit that an account's plan brings, a month's for all it spends, unless the account has
+/// a monthly budget of its own. Each `version` of the plan has windows of its own: those of another
+/// did not see what was spent meanwhile.
+pub fn add_the_plans(budgets: &mut Vec<Budget>, account: AccountId, hard_limit_cents: i64, version: &str) {
+    let own = |budget: &Budget| budget.scope == Scope::Account && budget.period == Period::Monthly;
+    if budgets.iter().any(own) {
+        return;
+    }
+    let limits = Limits {
+        soft: None,
+        hard: Nanos::from_cents(hard_limit_cents),
+        notify_thresholds: Vec::new(),
+        locked: true,
+    };
+    budgets.push(Budget {
+        id: format!("plan/{account}/{version}").into(),
+        account,
+        scope: Scope::Account,
+        period: Period::Monthly,
+        limits,
+        created_at: Time(0),
+        updated_at: Time(0),
+    });
+}
+
+/// Forgets the windows of the limit that the account's plan brings: called under the account's lock
+/// by whatever makes that limit apply or not, since nothing counts on them meanwhile. The next cast
+/// sums them up anew.
+pub async fn forget_the_plans(tx: &mut Tx, account: &AccountId) -> Result<(), StoreError> {
+    tx.execute(&DELETE_PLANS_WINDOWS, binds![account]).await?;
+    Ok(())
+}
+
 /// Makes the account's budget of that scope and period, or replaces all of its limits. `admin`
 /// tells whether a locked one may be changed.
 pub async fn put(
@@ -208,6 +243,7 @@ pub async fn put(
         &BudgetId::fresh(),
     ];
     tx.execute(&PUT_BUDGET, values).await?;
+    forget_the_plans(&mut tx, account).await?;
     tx.commit().await?;
     let budget = Budget { id, account: account.clone(), scope, period, limits, created_at, updated_at: now };
     Ok(if existing.is_some() { Change::Replaced(budget) } else { Change::Made(budget) })
@@ -232,6 +268,7 @@ pub async fn delete(
     }
     tx.execute(&DELETE_BUDGET, binds![&budget.id]).await?;
     tx.execute(&DELETE_WINDOWS, binds![account, &budget.id]).await?;
+    forget_the_plans(&mut tx, account).await?;
     tx.commit().await?;
     Ok(Change::Deleted)
 }

@@ -150,7 +150,12 @@ impl Pipeline {
             Err(admission) => return Ok(admission.before_the_rate()),
         };
         let id = CastId::fresh();
-        let spending = Spending { key: caller.key.clone(), spell: spell.name.clone(), amount: spell.price };
+        let spending = Spending {
+            key: caller.key.clone(),
+            spell: spell.name.clone(),
+            amount: spell.price,
+            from_credits: spell.from_credits,
+        };
         if spell.is_instant() {
             let result = self.spells.run(&spell, &payload).await;
             let finished = Finished {
@@ -231,15 +236,17 @@ impl Pipeline {
         if caller.suspended {
             return Ok(Admission::Suspended.before_the_rate());
         }
-        if let Some(name) = spell_name
-            && let Err(admission) = self.find_spell(caller, name).await?
-        {
-            return Ok(admission.before_the_rate());
+        let mut from_credits = false;
+        if let Some(name) = spell_name {
+            match self.find_spell(caller, name).await? {
+                Ok(spell) => from_credits = spell.from_credits,
+                Err(admission) => return Ok(admission.before_the_rate()),
+            }
         }
         let (id, expires_at) = (HoldId::fresh(), at.plus(ttl));
         let answer = render(&id, expires_at);
         let spell = spell_name.unwrap_or_default().to_owned();
-        let spending = Spending { key: caller.key.clone(), spell, amount };
+        let spending = Spending { key: caller.key.clone(), spell, amount, from_credits };
         let hold = Action::Hold(NewHold {
             id,
             held_for: HeldFor::External,

@@ -28,7 +28,8 @@ use crate::{
     },
     id::{CastId, HoldId},
     identity::{Caller, KeyScope},
-    ledger::{Answer, Keyed, Refusal},
+    ledger::{Answer, Keyed, Limit, Refusal},
+    money::Nanos,
     spell::upstream::UpstreamError,
 };
 
@@ -154,7 +155,7 @@ fn answered(answer: Answer) -> HttpResponse {
 
 fn refused(admission: Admission<Answer>) -> ApiError {
     match admission {
-        Admission::Refused(refusal) => budget_exceeded(&refusal),
+        Admission::Refused(refusal) => over_the_limit(&refusal),
         Admission::RateLimited => Code::RateLimited.into(),
         Admission::Suspended => Code::AccountSuspended.into(),
         Admission::NoSuchSpell => Code::SpellNotFound.into(),
@@ -166,24 +167,47 @@ fn refused(admission: Admission<Answer>) -> ApiError {
     }
 }
 
-fn budget_exceeded(refusal: &Refusal) -> ApiError {
-    let (limit, spent) = (refusal.hard_limit.cents_rounded_down(), refusal.spent.cents_rounded_up());
-    let message = format!(
-        "The {} budget of {} has a hard limit of {limit} cents, of which {spent} are spent and {} reserved; \
-         this asks for {} more.",
-        refusal.period.as_str(),
-        refusal.scope,
-        refusal.reserved.cents_rounded_up(),
-        refusal.requested.cents_rounded_up(),
-    );
-    ApiError::new(Code::BudgetExceeded, message)
-        .with("period", refusal.period.as_str())
-        .with("scope", refusal.scope.to_string())
-        .with("hard_limit_cents", limit)
-        .with("spent_cents", spent)
-        .with("reserved_cents", refusal.reserved.cents_rounded_up())
-        .with("requested_cents", refusal.requested.cents_rounded_up())
-        .with("resets_at", refusal.resets_at.map(|at| at.to_string()))
+/// The 402, with the figures that a program needs to act on it.
+fn over_the_limit(refusal: &Refusal) -> ApiError {
+    let Refusal { granted, spent, reserved, requested, .. } = refusal;
+    let (reserved, requested) = (reserved.cents_rounded_up(), requested.cents_rounded_up());
+    match &refusal.limit {
+        Limit::Budget { scope, period, resets_at } => {
+            let (limit, spent) = (granted.cents_rounded_down(), spent.cents_rounded_up());
+            let message = format!(
+                "The {} budget of {scope} has a hard limit of {limit} cents, of which {spent} are spent and \
+                 {reserved} reserved; this asks for {requested} more.",
+                period.as_str(),
+            );
+            ApiError::new(Code::BudgetExceeded, message)
+                .with("period", period.as_str())
+                .with("scope", scope.to_string())
+                .with("hard_limit_cents", limit)
+                .with("spent_cents", spent)
+                .with("reserved_cents", reserved)
+                .with("requested_cents", requested)
+                .with("resets_at", resets_at.map(|at| at.to_string()))
+        }
+        Limit::Credits => {
+            let left = Nanos(granted.0.saturating_sub(spent.0));
+            let (left, owed) = (left.0.max(0), left.0.min(0).saturating_neg());
+            let (left, owed) = (Nanos(left).cents_rounded_down(), Nanos(owed).cents_rounded_up());
+            let message = match owed {
+                0 => format!(
+                    "The account's credits pay for {left} cents, of which {reserved} are reserved; this asks \
+                     for {requested}."
+                ),
+                owed => {
+                    format!("The account owes credits worth {owed} cents; this asks for {requested} more.")
+                }
+            };
+            ApiError::new(Code::InsufficientCredits, message)
+                .with("credits_cents", left)
+                .with("reserved_cents", reserved)
+                .with("requested_cents", requested)
+                .with("owed_cents", owed)
+        }
+    }
 }
 
 impl From<Failure> for ApiError {

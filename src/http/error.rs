@@ -39,8 +39,10 @@ macro_rules! codes {
 
 codes! {
     InvalidRequest 400 "invalid_request" "The request is not valid.";
+    InvalidSignature 400 "invalid_signature" "The event is not signed by one of this server's secrets.";
     Unauthorized 401 "unauthorized" "Send a valid API key as `Authorization: Bearer <key>` or `x-api-key`.";
     BudgetExceeded 402 "budget_exceeded" "This would pass a hard limit of a budget.";
+    InsufficientCredits 402 "insufficient_credits" "The account's credits do not pay for this; buy some by POST /v1/billing/checkout.";
     Forbidden 403 "forbidden" "This key may not do that.";
     AccountSuspended 403 "account_suspended" "The account is suspended; ask its administrator.";
     BudgetLocked 403 "budget_locked" "This budget is locked; only an admin may change it.";

@@ -46,12 +46,6 @@ pub async fn metrics(state: web::Data<AppState>) -> Result<HttpResponse, ApiErro
     Ok(HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text))
 }
 
-/// `POST /webhooks/stripe`, while this server has no billing.
-pub async fn stripe_webhook(state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
-    state.metrics.stripe_webhooks.with_label_values(&["other", "disabled"]).inc();
-    Err(Code::BillingDisabled.into())
-}
-
 /// What belongs to billing, while this server has none.
 pub async fn billing_disabled() -> Result<HttpResponse, ApiError> {
     Err(Code::BillingDisabled.into())

@@ -13,6 +13,8 @@ mod request_id;
 mod spells;
 mod state;
 mod usage;
+mod wallet;
+mod webhooks;
 
 use actix_web::{
     HttpResponse, Resource, ResponseError, Route, guard,
@@ -34,7 +36,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(at("/health", "GET, HEAD").route(get().to(health::health)))
         .service(at("/ready", "GET, HEAD").route(get().to(health::ready)))
         .service(at("/metrics", "GET, HEAD").route(get().to(health::metrics)))
-        .service(at("/webhooks/stripe", "POST").route(post().to(health::stripe_webhook)))
+        .service(at("/webhooks/stripe", "POST").route(post().to(webhooks::stripe)))
         .service(
             scope("/v1")
                 .wrap(middleware::from_fn(caller::identify))
@@ -98,6 +100,16 @@ pub fn routes(config: &mut web::ServiceConfig) {
                 .service(at("/billing/portal", "POST").route(post().to(health::billing_disabled)))
                 .service(at("/plans", "GET, HEAD").route(get().to(health::billing_disabled)))
                 .service(at("/plans/{code}", "PUT").route(put().to(health::billing_disabled)))
+                .service(at("/webhooks", "GET, HEAD").route(get().to(webhooks::list)))
+                .service(at("/webhooks/{id}", "GET, HEAD").route(get().to(webhooks::get)))
+                .service(at("/webhooks/{id}/replay", "POST").route(post().to(webhooks::replay)))
+                .default_service(web::to(not_found)),
+        )
+        .service(
+            scope("/api/billing")
+                .wrap(middleware::from_fn(caller::identify))
+                .wrap(middleware::from_fn(wallet::own_errors))
+                .service(at("/balance", "GET, HEAD").route(get().to(wallet::balance)))
                 .default_service(web::to(not_found)),
         )
         .default_service(web::to(not_found));

@@ -32,6 +32,8 @@ struct SpellView<'a> {
     price: PriceView,
     on_lost: OnLost,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pay_from: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     url: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     headers: Option<BTreeMap<&'a str, &'static str>>,
@@ -62,6 +64,7 @@ impl<'a> SpellView<'a> {
             kind: spell.kind.as_str(),
             price: PriceView { flat_cents: spell.price.cents_rounded_up(), flat_usd: spell.price.to_usd() },
             on_lost: spell.on_lost,
+            pay_from: spell.from_credits.then_some("credits"),
             url: url.filter(|_| for_admin),
             headers: headers.filter(|_| for_admin),
             timeout_ms,
@@ -159,6 +162,7 @@ mod tests {
             name: "some".to_owned(),
             price: Nanos(10_000_001),
             on_lost: OnLost::Charge,
+            from_credits: true,
             kind: Kind::Http {
                 url: "https://a.example/x?key=hidden".parse().unwrap(),
                 headers: vec![(HeaderName::from_static("x-key"), HeaderValue::from_static("hidden"))],
@@ -170,7 +174,7 @@ mod tests {
         };
         let mut shown = json!({
             "name": "some", "kind": "http", "price": {"flat_cents": 2, "flat_usd": "0.010000001"},
-            "on_lost": "charge", "url": "https://a.example/x?***", "headers": {"X-Key": "***"},
+            "on_lost": "charge", "pay_from": "credits", "url": "https://a.example/x?***", "headers": {"X-Key": "***"},
             "timeout_ms": 2_000, "created_at": "1970-01-01T00:00:00.000Z", "updated_at": null,
         });
         assert_eq!(serde_json::to_value(SpellView::new(&spell, true)).unwrap(), shown);

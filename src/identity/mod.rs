@@ -216,7 +216,7 @@ impl Identity {
     }
 
     /// Drops what was kept of keys and accounts. All of it: changes are rare, and a lookup is cheap.
-    fn forget(&self) {
+    pub fn forget(&self) {
         self.0.credentials.invalidate_all();
         self.0.accounts.invalidate_all();
     }

@@ -23,6 +23,11 @@ impl BalanceId {
         BalanceId(format!("window/{budget}/{}", start.0).into())
     }
 
+    /// The prepaid credits of `account`, in nano-dollars.
+    pub fn credits(account: &AccountId) -> BalanceId {
+        BalanceId(format!("credits/{account}").into())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

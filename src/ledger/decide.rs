@@ -54,6 +54,9 @@ pub enum Operation {
     Extend { id: HoldId, expires_at: Time },
     /// Undoes a charge that was booked but never answered.
     Reverse { reference: String, legs: Vec<Leg> },
+    /// Raises what is granted on a balance; a negative amount takes back, also what is spent already.
+    /// `available` then falls below nothing, and nothing has room until as much is granted again.
+    Grant { reference: String, cause: &'static str, leg: Leg },
 }
 
 /// What came of an operation.
@@ -159,6 +162,17 @@ pub fn decide(books: &mut Books, operation: &Operation, now: Time, entries: &mut
                 legs.iter().map(|leg| Leg { balance: leg.balance.clone(), amount: -leg.amount }).collect();
             book(books, entries, reference, "reversal", &back, -1)
         }
+        Operation::Grant { reference, cause, leg } => {
+            let Some(changed) = moved(books, std::slice::from_ref(leg), |balance, amount| {
+                balance.granted = Some(balance.granted.unwrap_or(0).checked_add(amount)?);
+                Some(())
+            }) else {
+                return Decision::OutOfRange;
+            };
+            add_lines(entries, reference, cause, &changed, std::slice::from_ref(leg));
+            books.balances.extend(changed);
+            Decision::Applied
+        }
     }
 }
 
@@ -198,14 +212,24 @@ fn book(
     }) else {
         return Decision::OutOfRange;
     };
+    add_lines(entries, reference, cause, &changed, legs);
+    books.balances.extend(changed);
+    Decision::Applied
+}
+
+fn add_lines(
+    entries: &mut Vec<Entry>,
+    reference: &str,
+    cause: &'static str,
+    changed: &[(BalanceId, Balance)],
+    legs: &[Leg],
+) {
     for ((id, balance), leg) in changed.iter().zip(legs) {
         if balance.journaled {
             let reference = reference.to_owned();
             entries.push(Entry { reference, cause, balance: id.clone(), amount: leg.amount });
         }
     }
-    books.balances.extend(changed);
-    Decision::Applied
 }
 
 fn post(
@@ -257,17 +281,24 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const BALANCES: [&str; 3] = ["spend", "tight", "wide"];
-    const LIMITS: [Option<i64>; 3] = [None, Some(20), Some(50)];
+    const BALANCES: [&str; 4] = ["spend", "tight", "wide", "prepaid"];
+    const LIMITS: [Option<i64>; 4] = [None, Some(20), Some(50), Some(0)];
+    const JOURNALED: [bool; 4] = [true, false, false, true];
+    /// What changes `granted`; every other cause changes `posted`.
+    const GRANTS: [&str; 2] = ["purchase", "refund"];
 
     fn books() -> Books {
-        let balance =
-            |granted: Option<i64>| Balance { granted, journaled: granted.is_none(), ..Balance::default() };
-        let balances = BALANCES
-            .iter()
-            .zip(LIMITS)
-            .map(|(id, limit)| (BalanceId::from((*id).to_owned()), balance(limit)));
+        let balances = BALANCES.iter().zip(LIMITS.into_iter().zip(JOURNALED));
+        let balances = balances.map(|(id, (granted, journaled))| {
+            (BalanceId::from((*id).to_owned()), Balance { granted, journaled, ..Balance::default() })
+        });
         Books { balances: balances.collect(), holds: HashMap::new() }
+    }
+
+    fn grant(amount: i64) -> Operation {
+        let cause = GRANTS[usize::from(amount < 0)];
+        let leg = Leg { balance: BalanceId::from("prepaid".to_owned()), amount };
+        Operation::Grant { reference: "some".to_owned(), cause, leg }
     }
 
     fn legs(mask: u8, amount: i64) -> Vec<Leg> {
@@ -282,17 +313,18 @@ mod tests {
     fn operation() -> impl Strategy<Value = (Operation, i64)> {
         let id = (0u8..6).prop_map(hold_id);
         let operation = prop_oneof![
-            (0u8..8, 0i64..9).prop_map(|(mask, amount)| Operation::Probe { legs: legs(mask, amount) }),
-            (0u8..8, 0i64..9, any::<u32>()).prop_map(|(mask, amount, n)| Operation::Charge {
+            (0u8..16, 0i64..9).prop_map(|(mask, amount)| Operation::Probe { legs: legs(mask, amount) }),
+            (0u8..16, 0i64..9, any::<u32>()).prop_map(|(mask, amount, n)| Operation::Charge {
                 reference: n.to_string(),
                 legs: legs(mask, amount)
             }),
-            (id.clone(), 0u8..8, 0i64..9, 1i64..60).prop_map(|(id, mask, amount, until)| {
+            (id.clone(), 0u8..16, 0i64..9, 1i64..60).prop_map(|(id, mask, amount, until)| {
                 Operation::Hold { id, legs: legs(mask, amount), expires_at: Time(until) }
             }),
             (id.clone(), 0i64..12).prop_map(|(id, amount)| Operation::Post { id, amount }),
             (id.clone(), any::<bool>()).prop_map(|(id, late)| Operation::Void { id, late }),
             (id.clone(), any::<bool>()).prop_map(|(id, charge)| Operation::Expire { id, charge }),
+            (-12i64..30).prop_map(grant),
             (id, 1i64..90).prop_map(|(id, until)| Operation::Extend { id, expires_at: Time(until) }),
         ];
         (operation, 0i64..3)
@@ -315,6 +347,8 @@ mod tests {
             let mut entries = Vec::new();
             let mut now = 0;
             let mut excess: HashMap<BalanceId, i64> = HashMap::new();
+            // What was taken back while it was spent or held already.
+            let mut owed = 0;
             for (operation, later) in operations {
                 now += later;
                 let before = books.clone();
@@ -332,6 +366,11 @@ mod tests {
                         *excess.entry(leg.balance.clone()).or_default() += (amount - held).max(0);
                     }
                 }
+                if let Operation::Grant { leg, .. } = &operation {
+                    let balance = &books.balances[&leg.balance];
+                    let passed = balance.posted + balance.pending - balance.granted.unwrap();
+                    owed = if leg.amount < 0 { owed.max(passed) } else { owed };
+                }
                 if let Decision::Refused(full) = &decision {
                     let balance = &books.balances[full];
                     let (Operation::Charge { legs, .. }
@@ -345,11 +384,16 @@ mod tests {
                 for (id, balance) in &books.balances {
                     prop_assert_eq!(balance.pending, open_on(&books, id));
                     if let Some(granted) = balance.granted {
-                        let allowed = granted + excess.get(id).copied().unwrap_or(0);
+                        let owed = if id.as_str() == "prepaid" { owed } else { 0 };
+                        let allowed = granted + excess.get(id).copied().unwrap_or(0) + owed;
                         prop_assert!(balance.posted + balance.pending <= allowed, "{id}: {balance:?}");
-                    } else {
-                        let lines = entries.iter().filter(|entry| entry.balance == *id);
-                        prop_assert_eq!(balance.posted, lines.map(|entry| entry.amount).sum::<i64>());
+                    }
+                    if balance.journaled {
+                        let lines = || entries.iter().filter(|entry| entry.balance == *id);
+                        let granted = lines().filter(|entry| GRANTS.contains(&entry.cause));
+                        let posted = lines().filter(|entry| !GRANTS.contains(&entry.cause));
+                        prop_assert_eq!(balance.posted, posted.map(|entry| entry.amount).sum::<i64>());
+                        prop_assert_eq!(balance.granted.unwrap_or(0), granted.map(|entry| entry.amount).sum::<i64>());
                     }
                 }
                 for (id, hold) in &before.holds {
@@ -419,6 +463,25 @@ mod tests {
             let tight = &books.balances[&BalanceId::from("tight".to_owned())];
             assert_eq!((tight.posted, tight.pending), (posted, 0));
         }
+    }
+
+    #[test]
+    fn what_is_taken_back_after_it_was_spent_is_owed() {
+        let (mut books, mut entries) = (books(), Vec::new());
+        let prepaid = BalanceId::from("prepaid".to_owned());
+        let mut run = |operation: &Operation| decide(&mut books, operation, Time(0), &mut entries);
+        let charge = |amount| Operation::Charge { reference: "cast".to_owned(), legs: legs(9, amount) };
+        assert_eq!(run(&charge(1)), Decision::Refused(prepaid.clone()));
+        assert_eq!(run(&grant(10)), Decision::Applied);
+        assert_eq!(run(&charge(8)), Decision::Applied);
+        assert_eq!(run(&grant(-10)), Decision::Applied);
+        assert_eq!(run(&charge(1)), Decision::Refused(prepaid.clone()));
+        assert_eq!(run(&charge(0)), Decision::Applied, "what costs nothing is no spending on credit");
+        assert_eq!(run(&grant(8)), Decision::Applied);
+        assert_eq!(run(&charge(1)), Decision::Refused(prepaid.clone()), "the debt came first");
+        assert_eq!(run(&grant(1)), Decision::Applied);
+        assert_eq!(run(&charge(1)), Decision::Applied);
+        assert_eq!(run(&grant(i64::MAX)), Decision::OutOfRange);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::{
     clock::Time,
-    id::{AccountId, HoldId},
+    id::{AccountId, HoldId, KeyId},
     ledger::request::{HeldFor, OnLost},
     money::Nanos,
     store::{BEYOND_IDS, Db, StoreError, binds, statements},
@@ -14,13 +14,14 @@ use super::decide::HoldState;
 pub struct HoldRow {
     pub id: HoldId,
     pub account: AccountId,
-    pub key: String,
+    pub key: KeyId,
     pub spell: String,
     pub held_for: HeldFor,
     pub amount: Nanos,
     pub began_at: Time,
     pub expires_at: Time,
     pub on_lost: OnLost,
+    pub from_credits: bool,
     pub state: HoldState,
     pub ended_at: Option<Time>,
 }
@@ -28,8 +29,8 @@ pub struct HoldRow {
 /// The columns that [`StoredHold`] reads, for every statement that selects holds.
 macro_rules! hold_columns {
     () => {
-        "id, account_id, key_id, spell, held_for, amount, began_at, expires_at, on_lost, state, posted, late,
-         ended_at"
+        "id, account_id, key_id, spell, held_for, amount, began_at, expires_at, on_lost, pay_from, state, posted,
+         late, ended_at"
     };
 }
 pub(super) use hold_columns;
@@ -45,6 +46,7 @@ pub(super) struct StoredHold {
     began_at: i64,
     expires_at: i64,
     on_lost: String,
+    pay_from: Option<String>,
     state: String,
     posted: Option<i64>,
     late: bool,
@@ -56,13 +58,14 @@ impl From<StoredHold> for HoldRow {
         HoldRow {
             id: row.id.into(),
             account: row.account_id.into(),
-            key: row.key_id,
+            key: row.key_id.into(),
             spell: row.spell,
             held_for: if row.held_for == "cast" { HeldFor::Cast } else { HeldFor::External },
             amount: Nanos(row.amount),
             began_at: Time(row.began_at),
             expires_at: Time(row.expires_at),
             on_lost: if row.on_lost == "charge" { OnLost::Charge } else { OnLost::Release },
+            from_credits: row.pay_from.is_some(),
             state: match (row.state.as_str(), row.posted) {
                 ("open", _) => HoldState::Open,
                 ("posted", Some(amount)) => HoldState::Posted { amount, late: row.late },

@@ -1,6 +1,7 @@
 //! The ledger: what was spent, what is held, and the decision whether more may be.
 //!
-//! `decide` is the rules, pure; `apply` carries them out inside a transaction; `writer` batches what
+//! `decide` is the rules, pure; `load` reads what a batch touches and `apply` carries the rules out on
+//! it, inside a transaction; `writer` batches what
 //! casts ask into few transactions; `sweeper` ends the holds nobody ended.
 
 mod apply;
@@ -8,6 +9,7 @@ mod balance;
 mod decide;
 pub mod hold;
 pub mod idempotency;
+mod load;
 mod request;
 pub mod sweeper;
 #[cfg(test)]
@@ -16,8 +18,12 @@ pub mod usage;
 mod write;
 pub mod writer;
 
-pub use apply::{Spent, spent_in_window};
+pub use apply::apply;
+pub use balance::BalanceId;
 pub use decide::HoldState;
 pub use hold::HoldRow;
-pub use request::{Action, Answer, HeldFor, Keyed, NewHold, OnLost, Outcome, Refusal, Request, Spending};
+pub use load::{Spent, spent_in_window};
+pub use request::{
+    Action, Answer, HeldFor, Keyed, Limit, NewHold, OnLost, Outcome, Refusal, Request, Spending,
+};
 pub use writer::{Ledger, LedgerError};

@@ -39,6 +39,8 @@ pub enum Action {
     /// Undoes what was booked for a caller who had been told that nothing was, and forgets the
     /// answer that was kept for its idempotency key.
     Undo { undone: Undone, keyed: Option<Keyed> },
+    /// Grants prepaid credits worth `amount`, or takes back what a negative one says.
+    Grant { reference: String, cause: &'static str, amount: Nanos },
 }
 
 #[derive(Clone, Debug)]
@@ -64,6 +66,8 @@ pub struct Spending {
     pub key: KeyId,
     pub spell: String,
     pub amount: Nanos,
+    /// Whether prepaid credits pay for it; budgets count it in any case.
+    pub from_credits: bool,
 }
 
 /// Who settles a hold: our own cast, whose id it then has, or code that runs elsewhere.
@@ -120,11 +124,17 @@ pub enum Outcome {
 /// A hard limit said no: which, and the figures a program needs to act on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    pub scope: Scope,
-    pub period: Period,
-    pub hard_limit: Nanos,
+    pub limit: Limit,
+    /// What the limit allows in all.
+    pub granted: Nanos,
     pub spent: Nanos,
     pub reserved: Nanos,
     pub requested: Nanos,
-    pub resets_at: Option<Time>,
+}
+
+/// What can say no.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Limit {
+    Budget { scope: Scope, period: Period, resets_at: Option<Time> },
+    Credits,
 }

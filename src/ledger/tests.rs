@@ -87,14 +87,16 @@ async fn check(db: &Db, accounts: &[AccountId]) {
 }
 
 fn charge(account: &AccountId, at: Time, key: &str, spell: &str, nanos: i64) -> Request {
-    let spending = Spending { key: key.into(), spell: spell.to_owned(), amount: Nanos(nanos) };
+    let spending =
+        Spending { key: key.into(), spell: spell.to_owned(), amount: Nanos(nanos), from_credits: false };
     let action = Action::Charge { cast: CastId::fresh(), spending, kept: None };
     Request { account: account.clone(), at, action }
 }
 
 fn hold(account: &AccountId, at: Time, key: &str, spell: &str, nanos: i64, ttl: i64) -> (HoldId, Request) {
     let id = HoldId::fresh();
-    let spending = Spending { key: key.into(), spell: spell.to_owned(), amount: Nanos(nanos) };
+    let spending =
+        Spending { key: key.into(), spell: spell.to_owned(), amount: Nanos(nanos), from_credits: false };
     let action = Action::Hold(NewHold {
         id: id.clone(),
         held_for: HeldFor::External,
@@ -187,7 +189,7 @@ async fn random_batches_keep_the_books() {
             for outcome in &applied.outcomes {
                 if let Outcome::Refused(refusal) = outcome {
                     let taken = refusal.spent.0 + refusal.reserved.0 + refusal.requested.0;
-                    assert!(taken > refusal.hard_limit.0, "a false refusal: {refusal:?}");
+                    assert!(taken > refusal.granted.0, "a false refusal: {refusal:?}");
                 }
             }
             check(&db, &accounts).await;
@@ -215,7 +217,7 @@ async fn casts_that_run_at_once_stop_exactly_at_the_limit() {
         for ask in asks.collect::<Vec<_>>() {
             match ask.await.unwrap() {
                 Outcome::Done => done += 1,
-                Outcome::Refused(refusal) => assert!(refusal.spent.0 + 1 > refusal.hard_limit.0),
+                Outcome::Refused(refusal) => assert!(refusal.spent.0 + 1 > refusal.granted.0),
                 other => panic!("{other:?}"),
             }
         }

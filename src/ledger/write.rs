@@ -13,14 +13,15 @@ use crate::{
 statements! {
     PUT_BALANCES = "
         INSERT INTO balances (id, account_id, kind, key_id, spell, budget_id, starts_at,
-                              posted, pending, calls)
+                              granted, posted, pending, calls)
         SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3,
                given.value ->> 4, given.value ->> 5, CAST(given.value ->> 6 AS BIGINT),
                CAST(given.value ->> 7 AS BIGINT), CAST(given.value ->> 8 AS BIGINT),
-               CAST(given.value ->> 9 AS BIGINT)
+               CAST(given.value ->> 9 AS BIGINT), CAST(given.value ->> 10 AS BIGINT)
         FROM {rows} WHERE true
         ON CONFLICT (id) DO UPDATE SET
-            posted = excluded.posted, pending = excluded.pending, calls = excluded.calls";
+            granted = excluded.granted, posted = excluded.posted, pending = excluded.pending,
+            calls = excluded.calls";
     ADD_ENTRIES = "
         INSERT INTO entries (reference, cause, balance_id, amount, created_at)
         SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2,
@@ -38,12 +39,13 @@ statements! {
         FROM {rows} WHERE casts.id = given.value ->> 0";
     PUT_HOLDS = "
         INSERT INTO holds (id, account_id, key_id, spell, held_for, amount, began_at, expires_at,
-                           on_lost, state, posted, late, ended_at)
+                           on_lost, pay_from, state, posted, late, ended_at)
         SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3,
                given.value ->> 4, CAST(given.value ->> 5 AS BIGINT),
                CAST(given.value ->> 6 AS BIGINT), CAST(given.value ->> 7 AS BIGINT),
-               given.value ->> 8, given.value ->> 9, CAST(given.value ->> 10 AS BIGINT),
-               CAST(given.value ->> 11 AS BOOLEAN), CAST(given.value ->> 12 AS BIGINT)
+               given.value ->> 8, given.value ->> 9, given.value ->> 10,
+               CAST(given.value ->> 11 AS BIGINT), CAST(given.value ->> 12 AS BOOLEAN),
+               CAST(given.value ->> 13 AS BIGINT)
         FROM {rows} WHERE true
         ON CONFLICT (id) DO UPDATE SET
             expires_at = excluded.expires_at, state = excluded.state, posted = excluded.posted,
@@ -104,6 +106,7 @@ impl Writes {
             hold.began_at,
             hold.expires_at,
             if hold.on_lost == OnLost::Charge { "charge" } else { "release" },
+            hold.from_credits.then_some("credits"),
             state,
             posted,
             late,

@@ -12,3 +12,11 @@ pub fn currency(text: &str) -> Option<String> {
     (text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_alphabetic()))
         .then(|| text.to_ascii_lowercase())
 }
+
+/// The condition by which a row of `plans` is the plan of the row of `accounts` beside it.
+macro_rules! is_accounts {
+    () => {
+        "plans.code = accounts.plan OR (accounts.plan IS NULL AND plans.is_default)"
+    };
+}
+pub(crate) use is_accounts;

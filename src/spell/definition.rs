@@ -4,7 +4,6 @@
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use url::Url;
 
 use super::{Kind, Spell, upstream::check_headers};
@@ -35,7 +34,7 @@ pub struct Definition {
     timeout_ms: Option<i64>,
     price: Option<Price>,
     on_lost: Option<OnLost>,
-    pay_from: Option<Value>,
+    pay_from: Option<String>,
 }
 
 #[derive(Clone, Deserialize, Serialize)]
@@ -86,9 +85,11 @@ impl Definition {
         default_price: Nanos,
         read_url: impl FnOnce(&str) -> Result<Url, String>,
     ) -> Result<Spell, String> {
-        if self.pay_from.is_some() {
-            return Err("`pay_from` can't be set: paying from credits is not part of this version".to_owned());
-        }
+        let from_credits = match self.pay_from.as_deref() {
+            None => false,
+            Some("credits") => true,
+            Some(_) => return Err("`pay_from` can only be \"credits\"".to_owned()),
+        };
         let price = match &self.price {
             None => default_price,
             Some(Price { flat_cents }) => Nanos::from_cents(*flat_cents)
@@ -98,6 +99,7 @@ impl Definition {
             name: name.to_owned(),
             price,
             on_lost: self.on_lost.unwrap_or_default(),
+            from_credits,
             kind: self.read_kind(read_url)?,
             created_at: None,
             updated_at: None,
@@ -184,7 +186,7 @@ impl fmt::Debug for Definition {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     const DEFAULT_PRICE: Nanos = Nanos(10_000_000);
 
@@ -248,7 +250,7 @@ mod tests {
             (http("price", json!({"flat_cents": -1})), "`price.flat_cents`"),
             (http("price", json!({"flat_cents": 900_000_000_001i64})), "`price.flat_cents`"),
             (http("price", json!({"flat_cents": i64::MAX})), "`price.flat_cents`"),
-            (http("pay_from", json!("credits")), "`pay_from`"),
+            (http("pay_from", json!("hidden")), "`pay_from`"),
             (json!({"kind": "echo", "url": "hidden", "timeout_ms": 1}), "echo has no `url`, `timeout_ms`"),
             (json!({"kind": "echo", "headers": {}}), "echo has no `headers`"),
         ] {

@@ -37,6 +37,8 @@ pub struct Spell {
     pub on_lost: OnLost,
     pub kind: Kind,
     /// `None` for the built-in.
+    /// Whether its price is taken from prepaid credits.
+    pub from_credits: bool,
     pub created_at: Option<Time>,
     pub updated_at: Option<Time>,
 }
@@ -63,6 +65,7 @@ impl Spell {
             name: ECHO.to_owned(),
             price,
             on_lost: OnLost::default(),
+            from_credits: false,
             kind: Kind::Echo,
             created_at: None,
             updated_at: None,

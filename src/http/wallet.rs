@@ -1,0 +1,72 @@
+//! `/api/billing`: what prepaid credits are left. Errors here have a shape of their own:
+//! `{"error":{"code","message"}}`, the code being the status in words.
+
+use actix_web::{
+    Error, HttpResponse, ResponseError,
+    body::{self, BoxBody, MessageBody},
+    dev::{ServiceRequest, ServiceResponse},
+    http::{StatusCode, header::CONTENT_LENGTH},
+    middleware::Next,
+    web,
+};
+use serde_json::{Value, json};
+
+use super::{
+    AppState,
+    error::{ApiError, Code},
+    extract::NoQuery,
+};
+use crate::{
+    identity::{Caller, KeyScope},
+    wallet,
+};
+
+/// `GET /api/billing/balance`
+pub async fn balance(
+    state: web::Data<AppState>,
+    caller: Caller,
+    _: NoQuery,
+) -> Result<HttpResponse, ApiError> {
+    caller.require(KeyScope::Read)?;
+    let credits = wallet::credits(&state.db, &caller.account).await?;
+    let credits = credits.available.0 / state.config.billing.credit_price.0;
+    Ok(HttpResponse::Ok().json(json!({ "credits": credits, "allocated_tokens": {} })))
+}
+
+/// Middleware, outside of all others: who shows nothing to be known by is told so, and every error
+/// goes out in this surface's shape.
+pub async fn own_errors<B: MessageBody + 'static>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let shown = ["authorization", "x-api-key", "x-internal-key"];
+    if !shown.iter().any(|name| request.headers().contains_key(*name)) {
+        let refusal = ApiError::new(Code::Forbidden, "Not authenticated").error_response();
+        return reshaped(request.into_response(refusal)).await;
+    }
+    let unanswered = request.request().clone();
+    match next.call(request).await {
+        Ok(response) => reshaped(response.map_into_boxed_body()).await,
+        Err(error) => reshaped(ServiceResponse::from_err(error, unanswered)).await,
+    }
+}
+
+async fn reshaped(response: ServiceResponse<BoxBody>) -> Result<ServiceResponse<BoxBody>, Error> {
+    let status = response.status();
+    if !status.is_client_error() && !status.is_server_error() {
+        return Ok(response);
+    }
+    let (request, response) = response.into_parts();
+    let (mut head, body) = response.into_parts();
+    let body = body::to_bytes(body).await.unwrap_or_default();
+    let told: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let message = told["message"].as_str().unwrap_or_else(|| reason(status));
+    let code = reason(status).to_ascii_uppercase().replace(' ', "_");
+    let body = json!({ "error": { "code": code, "message": message } }).to_string();
+    head.headers_mut().remove(CONTENT_LENGTH);
+    Ok(ServiceResponse::new(request, head.set_body(BoxBody::new(body))))
+}
+
+fn reason(status: StatusCode) -> &'static str {
+    status.canonical_reason().unwrap_or("error")
+}

@@ -1,0 +1,385 @@
+//! What an event does to the books. It is believed only about a purchase of ours, and only if
+//! customer, amount and currency are what was sold.
+//!
+//! Nothing here trusts the order of events: a purchase's status is only raised, a subscription keeps
+//! the newest word by the event's own time, and credits stand as far as they were paid for and not
+//! paid back.
+
+use super::{
+    event::{Event, Object},
+    purchase::{self, Purchase, Sold, Status},
+    subscription::{self, Subscription, Teller, Told},
+};
+use crate::{
+    clock::Time,
+    id::AccountId,
+    inbox::Verdict,
+    money::Nanos,
+    store::{StoreError, Tx, binds, statements},
+    wallet::{self, Grant, PaidFor, Payment, Reversal, ReversalStatus},
+};
+
+/// On what terms credits are granted.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// What a credit costs, and how much it pays for.
+    pub credit_price: Nanos,
+}
+
+statements! {
+    CUSTOMER = "SELECT account_id FROM stripe_customers WHERE customer_id = $1";
+    PLAN_OF_PRICE = "SELECT code FROM plans WHERE stripe_price_id = $1 ORDER BY code LIMIT 1";
+    PLAN = "SELECT price_cents, currency, included_credits FROM plans WHERE code = $1";
+}
+
+#[derive(sqlx::FromRow)]
+struct PlanRow {
+    price_cents: i64,
+    currency: String,
+    included_credits: i64,
+}
+
+/// Applies `event` inside `tx`.
+pub async fn apply(tx: &mut Tx, event: &Event, terms: Terms, now: Time) -> Result<Verdict, StoreError> {
+    match event.kind.as_str() {
+        "checkout.session.completed"
+        | "checkout.session.async_payment_succeeded"
+        | "checkout.session.async_payment_failed"
+        | "checkout.session.expired" => checkout(tx, event, terms, now).await,
+        "customer.subscription.created"
+        | "customer.subscription.updated"
+        | "customer.subscription.deleted"
+        | "customer.subscription.paused"
+        | "customer.subscription.resumed" => subscription(tx, event, now).await,
+        "invoice.paid" | "invoice.payment_failed" => invoice(tx, event, terms, now).await,
+        "charge.refunded" => refund(tx, event, now).await,
+        "charge.dispute.created" | "charge.dispute.closed" => dispute(tx, event, now).await,
+        _ => Ok(ignored("its type is not acted on")),
+    }
+}
+
+fn applied(what: &str) -> Verdict {
+    Verdict::Applied(what.to_owned())
+}
+
+fn ignored(why: &str) -> Verdict {
+    Verdict::Ignored(why.to_owned())
+}
+
+fn kept(why: &str) -> Verdict {
+    Verdict::Kept(why.to_owned())
+}
+
+/// What is not ours: somebody else's, unless it was paid; then an operator has to see to it.
+fn not_ours(paid: bool, why: &str) -> Verdict {
+    if paid { kept(why) } else { ignored(why) }
+}
+
+async fn checkout(tx: &mut Tx, event: &Event, terms: Terms, now: Time) -> Result<Verdict, StoreError> {
+    let session = &event.object;
+    let says_paid = session.text("payment_status") == Some("paid");
+    let paid = says_paid
+        && matches!(
+            event.kind.as_str(),
+            "checkout.session.completed" | "checkout.session.async_payment_succeeded"
+        );
+    let named = session.text("client_reference_id").or(session.text("metadata/purchase_id"));
+    let Some(named) = named else { return Ok(not_ours(paid, "it names no purchase")) };
+    let Some(mut purchase) = purchase::get(tx, named).await? else {
+        return Ok(not_ours(paid, "there is no such purchase"));
+    };
+    let Some(id) = session.id("id") else { return Ok(not_ours(paid, "it has no id")) };
+    if purchase.session.as_ref().is_some_and(|known| *known != id) {
+        return Ok(not_ours(paid, "the purchase has another Checkout session"));
+    }
+    if session.id("customer").as_ref() != Some(&purchase.customer) {
+        return Ok(not_ours(paid, "the purchase has another customer"));
+    }
+    purchase.session = Some(id);
+    let verdict = match event.kind.as_str() {
+        "checkout.session.expired" => {
+            purchase.advance(Status::Expired);
+            applied("the Checkout expired")
+        }
+        "checkout.session.async_payment_failed" => {
+            purchase.advance(Status::Failed);
+            applied("the payment failed")
+        }
+        _ if paid => {
+            let amount = session.int("amount_total");
+            if !purchase.was_sold_for(amount, session.currency("currency").as_deref()) {
+                purchase.advance(Status::Mismatched);
+                kept("another amount or currency was paid than was asked for")
+            } else {
+                purchase.advance(Status::Paid);
+                match purchase.sold.clone() {
+                    Sold::Credits(credits) => {
+                        buy_credits(tx, &purchase, credits, event, terms, now).await?;
+                        applied("credits were bought")
+                    }
+                    Sold::Plan(_) => match session.id("subscription") {
+                        Some(id) => {
+                            purchase.subscription = Some(id);
+                            applied("a plan was bought")
+                        }
+                        None => kept("it was paid and begins no subscription"),
+                    },
+                }
+            }
+        }
+        // Complete, and the money is still to come.
+        _ if session.text("payment_status") == Some("unpaid") => {
+            purchase.advance(Status::Processing);
+            purchase.subscription = purchase.subscription.or(session.id("subscription"));
+            applied("the payment is under way")
+        }
+        // Nothing to pay now: what the subscription says of itself counts.
+        _ => {
+            purchase.subscription = purchase.subscription.or(session.id("subscription"));
+            applied("nothing was paid")
+        }
+    };
+    purchase.update(tx, now).await?;
+    if let (Sold::Plan(_), Some(id)) = (&purchase.sold, &purchase.subscription) {
+        let mut subscription = known_subscription(tx, id, &purchase, now).await?;
+        if purchase.status == Status::Paid && paid {
+            let told = Told { status: "active".to_owned(), at: event.created_at, teller: Teller::Beginning };
+            subscription.hear(&told);
+        }
+        subscription::put(tx, &subscription).await?;
+    }
+    Ok(verdict)
+}
+
+async fn buy_credits(
+    tx: &mut Tx,
+    purchase: &Purchase,
+    credits: i64,
+    event: &Event,
+    terms: Terms,
+    now: Time,
+) -> Result<(), StoreError> {
+    let payment = Payment {
+        intent: event.object.id("payment_intent"),
+        charge: None,
+        invoice: event.object.id("invoice"),
+    };
+    let grant = Grant {
+        paid_for: PaidFor::Purchase(purchase.id.clone()),
+        account: purchase.account.clone(),
+        credits,
+        credit_value: terms.credit_price,
+        amount_cents: purchase.amount_cents,
+        payment,
+    };
+    wallet::grant(tx, &grant, &event.id, now).await
+}
+
+/// The subscription as it is known, or a new one, and in any case `purchase`'s.
+async fn known_subscription(
+    tx: &mut Tx,
+    id: &str,
+    purchase: &Purchase,
+    now: Time,
+) -> Result<Subscription, StoreError> {
+    let known = subscription::get(tx, id).await?;
+    let mut subscription =
+        known.unwrap_or_else(|| Subscription::new(id.to_owned(), purchase.account.clone(), now));
+    subscription.purchase = Some(purchase.id.clone());
+    Ok(subscription)
+}
+
+async fn subscription(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, StoreError> {
+    let object = &event.object;
+    let (Some(id), Some(customer)) = (object.id("id"), object.id("customer")) else {
+        return Ok(ignored("it names no subscription or no customer"));
+    };
+    let Some(purchase) = purchase::behind(tx, &customer, &id, object.text("metadata/purchase_id")).await?
+    else {
+        return Ok(ignored("no purchase of ours began it"));
+    };
+    let status = match event.kind.as_str() {
+        "customer.subscription.deleted" => Some("canceled"),
+        _ => object.text("status"),
+    };
+    let Some(status) = status else { return Ok(ignored("it has no status")) };
+    let plan = plan_of(tx, object).await?;
+    // What was paid by a Checkout of ours stays believed, also when its price is changed later.
+    if plan.is_none() && purchase.status != Status::Paid && !costs_what_was_sold(object, &purchase) {
+        return Ok(kept("its price is another than what was sold"));
+    }
+    let mut subscription = known_subscription(tx, &id, &purchase, now).await?;
+    let teller = match event.kind.as_str() {
+        "customer.subscription.created" => Teller::Beginning,
+        _ => Teller::Change,
+    };
+    let taken = subscription.hear(&Told { status: status.to_owned(), at: event.created_at, teller });
+    if taken {
+        let end = object.time("current_period_end").or(object.time("items/data/0/current_period_end"));
+        subscription.set_period(end, object.is_true("cancel_at_period_end"));
+        subscription.plan = plan.or(subscription.plan);
+    }
+    subscription::put(tx, &subscription).await?;
+    Ok(match taken {
+        true => Verdict::Applied(format!("the subscription is {status}")),
+        false => applied("something newer is known"),
+    })
+}
+
+/// The plan of the catalogue that has the subscription's price at Stripe.
+async fn plan_of(tx: &mut Tx, subscription: &Object) -> Result<Option<String>, StoreError> {
+    let price = subscription.id("items/data/0/price").or(subscription.id("plan"));
+    let Some(price) = price else { return Ok(None) };
+    let plan: Option<(String,)> = tx.optional(&PLAN_OF_PRICE, binds![price]).await?;
+    Ok(plan.map(|(code,)| code))
+}
+
+/// Whether its price, where it states one, is what was asked for.
+fn costs_what_was_sold(subscription: &Object, purchase: &Purchase) -> bool {
+    let items = subscription.list("items/data");
+    let price = |item: &Object| {
+        let quantity = item.int("quantity").unwrap_or(1);
+        Some((item.int("price/unit_amount")?.checked_mul(quantity)?, item.currency("price/currency")?))
+    };
+    let prices: Vec<_> = items.iter().filter_map(price).collect();
+    let total = prices.iter().try_fold(0i64, |sum, (amount, _)| sum.checked_add(*amount));
+    prices.is_empty()
+        || (total == Some(purchase.amount_cents)
+            && prices.iter().all(|(_, currency)| *currency == purchase.currency))
+}
+
+async fn invoice(tx: &mut Tx, event: &Event, terms: Terms, now: Time) -> Result<Verdict, StoreError> {
+    let invoice = &event.object;
+    let says_unpaid = match invoice.text("status") {
+        Some(status) => status != "paid",
+        None => false,
+    };
+    let amount = invoice.int("total").or(invoice.int("amount_paid"));
+    let paid = event.kind == "invoice.paid" && !says_unpaid;
+    let charged = paid && amount.is_some_and(|amount| amount > 0);
+    let (Some(id), Some(customer), Some(of)) =
+        (invoice.id("id"), invoice.id("customer"), subscription_of(invoice))
+    else {
+        return Ok(not_ours(charged, "it is of no subscription"));
+    };
+    let names = invoice
+        .text("parent/subscription_details/metadata/purchase_id")
+        .or(invoice.text("subscription_details/metadata/purchase_id"));
+    let Some(mut purchase) = purchase::behind(tx, &customer, &of, names).await? else {
+        return Ok(not_ours(charged, "no purchase of ours began its subscription"));
+    };
+    if event.kind == "invoice.paid" && says_unpaid {
+        return Ok(ignored("it is not paid"));
+    }
+    let mut subscription = known_subscription(tx, &of, &purchase, now).await?;
+    if !paid {
+        subscription.hear_invoice(false, event.created_at, None);
+        subscription::put(tx, &subscription).await?;
+        return Ok(applied("an invoice could not be paid"));
+    }
+    let code = subscription.plan.clone().or(purchase.plan().map(str::to_owned)).unwrap_or_default();
+    let plan: Option<PlanRow> = tx.optional(&PLAN, binds![code]).await?;
+    // Between periods, when a plan is changed for example, nothing begins that would bring credits.
+    let begins_period =
+        !matches!(invoice.text("billing_reason"), Some("subscription_update" | "subscription_threshold"));
+    let currency = invoice.currency("currency");
+    let as_listed = plan.as_ref().is_some_and(|plan| {
+        subscription.plan.is_some()
+            && amount == Some(plan.price_cents)
+            && currency.as_ref() == Some(&plan.currency)
+    });
+    if begins_period && !as_listed && !purchase.was_sold_for(amount, currency.as_deref()) {
+        return Ok(kept("another amount or currency was paid than was asked for"));
+    }
+    subscription.hear_invoice(true, event.created_at, period_end(invoice));
+    if begins_period {
+        purchase.advance(Status::Paid);
+        purchase.update(tx, now).await?;
+        let payment = Payment {
+            intent: invoice.id("payment_intent").or(invoice.id("payments/data/0/payment/payment_intent")),
+            charge: invoice.id("charge").or(invoice.id("payments/data/0/payment/charge")),
+            invoice: Some(id.clone()),
+        };
+        let grant = Grant {
+            paid_for: PaidFor::Invoice(id),
+            account: purchase.account.clone(),
+            credits: plan.map_or(0, |plan| plan.included_credits),
+            credit_value: terms.credit_price,
+            amount_cents: amount.unwrap_or(0),
+            payment,
+        };
+        wallet::grant(tx, &grant, &event.id, now).await?;
+    }
+    subscription::put(tx, &subscription).await?;
+    Ok(applied("an invoice was paid"))
+}
+
+/// Where an invoice names its subscription; that changed with the versions of the API.
+fn subscription_of(invoice: &Object) -> Option<String> {
+    [
+        "subscription",
+        "parent/subscription_details/subscription",
+        "lines/data/0/parent/subscription_item_details/subscription",
+        "lines/data/0/subscription",
+    ]
+    .iter()
+    .find_map(|path| invoice.id(path))
+}
+
+/// The end of the latest period that an invoice is for.
+fn period_end(invoice: &Object) -> Option<Time> {
+    invoice.list("lines/data").iter().filter_map(|line| line.time("period/end")).max()
+}
+
+async fn refund(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, StoreError> {
+    let charge = &event.object;
+    let (Some(id), Some(amount_cents)) =
+        (charge.id("id"), charge.int("amount_refunded").filter(|cents| *cents > 0))
+    else {
+        return Ok(ignored("nothing was refunded"));
+    };
+    // All that we sell has a customer.
+    if let Some(customer) = charge.id("customer")
+        && account_of(tx, &customer).await?.is_none()
+    {
+        return Ok(ignored("its customer is none of ours"));
+    }
+    let payment = Payment {
+        intent: charge.id("payment_intent"),
+        charge: Some(id.clone()),
+        invoice: charge.id("invoice"),
+    };
+    let status = ReversalStatus::Refunded;
+    let reversal = Reversal { id, payment, amount_cents, status, at: event.created_at };
+    reverse(tx, &reversal, event, now).await
+}
+
+async fn dispute(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, StoreError> {
+    let dispute = &event.object;
+    let (Some(id), Some(amount_cents)) = (dispute.id("id"), dispute.int("amount").filter(|cents| *cents > 0))
+    else {
+        return Ok(ignored("nothing is disputed"));
+    };
+    let status = match dispute.text("status") {
+        Some("won" | "warning_closed" | "prevented") => ReversalStatus::Won,
+        Some("lost") => ReversalStatus::Lost,
+        _ if event.kind == "charge.dispute.created" => ReversalStatus::Open,
+        _ => return Ok(kept("a dispute was closed without an end that is known")),
+    };
+    let payment =
+        Payment { intent: dispute.id("payment_intent"), charge: dispute.id("charge"), invoice: None };
+    let reversal = Reversal { id, payment, amount_cents, status, at: event.created_at };
+    reverse(tx, &reversal, event, now).await
+}
+
+async fn reverse(tx: &mut Tx, reversal: &Reversal, event: &Event, now: Time) -> Result<Verdict, StoreError> {
+    Ok(match wallet::reverse(tx, reversal, &event.id, now).await? {
+        true => applied("what the money paid for was adjusted"),
+        false => kept("nothing that was granted is known to be paid by it"),
+    })
+}
+
+async fn account_of(tx: &mut Tx, customer: &str) -> Result<Option<AccountId>, StoreError> {
+    let row: Option<(String,)> = tx.optional(&CUSTOMER, binds![customer]).await?;
+    Ok(row.map(|(account,)| account.into()))
+}

@@ -1,0 +1,144 @@
+//! `POST /webhooks/stripe`, from the raw bytes to the books.
+//!
+//! A delivery whose signature is good is stored, then applied ([`effect`]), and marked as applied in
+//! the transaction of its effect.
+//!
+//! # Failure behavior
+//!
+//! What is not signed by one of our secrets changes nothing. What can't be applied now is sent again
+//! by Stripe, for three days; from the first failure on it is also listed for the operator. Only a
+//! few deliveries are applied at a time, so that a flood of them leaves connections for casts.
+
+use std::sync::Arc;
+
+use secrecy::SecretString;
+use tokio::sync::Semaphore;
+
+use super::{
+    effect::{self, Terms},
+    event::{Event, HANDLED},
+    signature::{self, Invalid},
+};
+use crate::{
+    clock::Clock,
+    identity::Identity,
+    inbox::{self, Delivery, Incoming, Source, Verdict},
+    store::{Db, StoreError, Tx},
+    telemetry::Metrics,
+};
+
+/// How many deliveries are stored or applied at the same time by this process.
+const AT_ONCE: usize = 2;
+
+/// Takes Stripe's events: hand it around by clone.
+#[derive(Clone)]
+pub struct Webhook {
+    db: Db,
+    clock: Clock,
+    identity: Identity,
+    metrics: Arc<Metrics>,
+    terms: Terms,
+    turns: Arc<Semaphore>,
+}
+
+/// Why a delivery was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Rejected {
+    #[error(transparent)]
+    Signature(#[from] Invalid),
+    /// It is signed, and no event. A sentence.
+    #[error("{0}")]
+    NoEvent(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Webhook {
+    pub fn new(db: Db, clock: Clock, identity: Identity, metrics: Arc<Metrics>, terms: Terms) -> Webhook {
+        for kind in HANDLED.into_iter().chain(["other"]) {
+            for result in ["applied", "ignored", "kept", "duplicate", "failed"] {
+                metrics.stripe_webhooks.with_label_values(&[kind, result]);
+            }
+        }
+        for result in ["bad_signature", "no_event"] {
+            metrics.stripe_webhooks.with_label_values(&["other", result]);
+        }
+        Webhook { db, clock, identity, metrics, terms, turns: Arc::new(Semaphore::new(AT_ONCE)) }
+    }
+
+    /// Takes a delivery: `header` is its `Stripe-Signature`, `body` the bytes as they came. Once this
+    /// is `Ok`, the event is applied, now or by an earlier delivery.
+    pub async fn receive(
+        &self,
+        header: Option<&str>,
+        body: &[u8],
+        secrets: &[SecretString],
+    ) -> Result<Delivery, Rejected> {
+        let now = self.clock.now();
+        if let Err(invalid) = signature::verify(header, body, secrets, now) {
+            self.count("other", "bad_signature");
+            return Err(invalid.into());
+        }
+        let text = std::str::from_utf8(body).map_err(|_| "The body is not UTF-8.".to_owned());
+        let event = text.and_then(|text| Ok((Event::parse(body, now)?, text)));
+        let (event, text) = event.map_err(|problem| {
+            self.count("other", "no_event");
+            Rejected::NoEvent(problem)
+        })?;
+        let incoming = Incoming {
+            id: event.id.clone(),
+            kind: event.kind.clone(),
+            created_at: event.created_at,
+            body: text.to_owned(),
+        };
+        let taken = async {
+            let _turn = self.turns.acquire().await;
+            inbox::store(&self.db, Source::Stripe, &incoming, now).await?;
+            self.apply(&event.id, false).await
+        };
+        let taken = taken.await;
+        let result = match &taken {
+            Ok(Some(Delivery::First(verdict))) => verdict.status(),
+            Ok(Some(Delivery::Again)) => "duplicate",
+            Ok(None) | Err(_) => "failed",
+        };
+        self.count(event.label(), result);
+        match taken {
+            Ok(Some(delivery)) => Ok(delivery),
+            Ok(None) => Err(StoreError::Refused("a stored event is gone".to_owned()).into()),
+            Err(error) => {
+                tracing::warn!(event = event.id, kind = event.kind, %error, "an event could not be applied");
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Applies a stored event once more, unless it was applied: an operator's replay. `None`: there
+    /// is none of that id.
+    pub async fn replay(&self, id: &str) -> Result<Option<Delivery>, StoreError> {
+        let _turn = self.turns.acquire().await;
+        self.apply(id, true).await
+    }
+
+    async fn apply(&self, id: &str, again: bool) -> Result<Option<Delivery>, StoreError> {
+        let now = self.clock.now();
+        let effect = async |tx: &mut Tx, body: &str| {
+            let event = Event::parse(body.as_bytes(), now).map_err(StoreError::Refused)?;
+            effect::apply(tx, &event, self.terms, now).await
+        };
+        let delivery = inbox::apply(&self.db, Source::Stripe, id, again, now, effect).await?;
+        if let Some(Delivery::First(Verdict::Applied(what))) = &delivery {
+            tracing::info!(event = id, what, "a Stripe event was applied");
+            // A plan, and with it a rate, may have changed.
+            self.identity.forget();
+        }
+        if let Some(Delivery::First(Verdict::Kept(why))) = &delivery {
+            tracing::warn!(event = id, why, "a Stripe event is kept for the operator");
+        }
+        Ok(delivery)
+    }
+
+    fn count(&self, kind: &str, result: &str) {
+        self.metrics.stripe_webhooks.with_label_values(&[kind, result]).inc();
+    }
+}
