@@ -2,30 +2,36 @@
 
 use std::process::ExitCode;
 
-use spell_platform::{app::Application, config::Config, telemetry};
+use clap::Parser;
+use spell_platform::{
+    app::Application,
+    cli::{self, Cli, Command},
+    config::Config,
+    telemetry,
+};
+use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
-    match std::env::args().nth(1).as_deref() {
-        None | Some("serve") => serve(),
-        Some("--version" | "-V") => {
-            println!("spell-platform {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
-        }
-        Some(_) => {
-            eprintln!(
-                "usage: spell-platform [serve | --version]\nIt is configured by environment variables; see README.md."
-            );
-            ExitCode::from(2)
-        }
+    let cli = Cli::parse();
+    let config = match Config::from_env() {
+        Ok(config) => config,
+        Err(problems) => return failed("does not start", &problems),
+    };
+    telemetry::init_logging(config.log_filter.clone());
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(problem) => return failed("does not start", &problem),
+    };
+    match cli.command {
+        None | Some(Command::Serve) => serve(&runtime, config),
+        Some(Command::Webhooks(command)) => match runtime.block_on(cli::webhooks(&config, command)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(problem) => failed("could not do that", &problem),
+        },
     }
 }
 
-fn serve() -> ExitCode {
-    let config = match Config::from_env() {
-        Ok(config) => config,
-        Err(problems) => return failed(&problems),
-    };
-    telemetry::init_logging(config.log_filter.clone());
+fn serve(runtime: &Runtime, config: Config) -> ExitCode {
     match config.billing.missing().as_slice() {
         [] => {}
         ["STRIPE_SECRET_KEY"] => {
@@ -37,21 +43,17 @@ fn serve() -> ExitCode {
         ),
         missing => tracing::warn!("billing is switched off: {} not set", missing.join(" and ")),
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(problem) => return failed(&problem),
-    };
     let served = runtime.block_on(async {
         let application = Application::build(config).await.map_err(|problem| problem.to_string())?;
         application.run_until_stopped().await.map_err(|problem| problem.to_string())
     });
     match served {
         Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => failed(&problem),
+        Err(problem) => failed("does not start", &problem),
     }
 }
 
-fn failed(problem: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("spell-platform does not start:\n{problem}");
+fn failed(what: &str, problem: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("spell-platform {what}:\n{problem}");
     ExitCode::FAILURE
 }

@@ -1,0 +1,131 @@
+//! The command line: without arguments it serves; the rest is the operator's.
+
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand};
+use secrecy::ExposeSecret;
+
+use crate::{
+    clock::Clock,
+    config::Config,
+    identity::Identity,
+    inbox::{self, Delivery, StoredEvent},
+    store::{Db, StoreError},
+    stripe::{effect::Terms, webhook::Webhook},
+    telemetry::Metrics,
+};
+
+/// A spend-control platform: keys, budgets that stop, prepaid credits and plans in front of anything
+/// that costs money per call. It is configured by environment variables; see README.md.
+#[derive(Parser)]
+#[command(name = "spell-platform", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Serve, as without a command
+    Serve,
+    /// See to events of payment providers that failed, or that matched nothing of ours
+    #[command(subcommand)]
+    Webhooks(Webhooks),
+}
+
+#[derive(Subcommand)]
+pub enum Webhooks {
+    /// List the events that are open: received, failed or kept
+    List {
+        /// List those of this status instead: received, applied, ignored, kept, failed or all
+        #[arg(long)]
+        status: Option<String>,
+    },
+    /// Apply events once more, unless they were applied
+    Replay {
+        /// The events' ids
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        ids: Vec<String>,
+        /// All that are open
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+/// Why an operator's command did not do all it was to do.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    #[error("DATABASE_URL: {0}")]
+    Database(String),
+    #[error("--status must be all or one of {}", inbox::STATUSES.join(", "))]
+    Status,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("{0} of the events could not be applied")]
+    NotApplied(usize),
+}
+
+/// How many events are listed, or replayed, at most.
+const MOST: i64 = 10_000;
+
+/// Runs `spell-platform webhooks …`. Must be called inside a tokio runtime.
+pub async fn webhooks(config: &Config, command: Webhooks) -> Result<(), CommandError> {
+    let db = Db::open(config.database_url.expose_secret()).map_err(CommandError::Database)?;
+    db.migrate().await?;
+    let done = match command {
+        Webhooks::List { status } => list(&db, status.as_deref()).await,
+        Webhooks::Replay { ids, all } => {
+            let ids = match all {
+                true => open_events(&db, &inbox::OPEN).await?.into_iter().map(|event| event.id).collect(),
+                false => ids,
+            };
+            replay(config, &db, ids).await
+        }
+    };
+    db.close().await;
+    done
+}
+
+async fn list(db: &Db, status: Option<&str>) -> Result<(), CommandError> {
+    let statuses = match status {
+        None => inbox::OPEN.to_vec(),
+        Some("all") => inbox::STATUSES.to_vec(),
+        Some(one) if inbox::STATUSES.contains(&one) => vec![one],
+        Some(_) => return Err(CommandError::Status),
+    };
+    for event in open_events(db, &statuses).await? {
+        let StoredEvent { received_at, id, kind, status, attempts, detail, .. } = event;
+        println!("{received_at}\t{id}\t{kind}\t{status}\t{attempts}\t{}", detail.unwrap_or_default());
+    }
+    Ok(())
+}
+
+async fn open_events(db: &Db, statuses: &[&str]) -> Result<Vec<StoredEvent>, StoreError> {
+    inbox::list(db, statuses, None, MOST).await
+}
+
+async fn replay(config: &Config, db: &Db, ids: Vec<String>) -> Result<(), CommandError> {
+    let clock = Clock::system();
+    let identity = Identity::new(db.clone(), clock.clone());
+    let terms = Terms { credit_price: config.billing.credit_price };
+    let webhook = Webhook::new(db.clone(), clock, identity, Arc::new(Metrics::new()), terms);
+    let mut failed = 0;
+    for id in ids {
+        match webhook.replay(&id).await {
+            Ok(Some(Delivery::First(verdict))) => println!("{id}\t{}", verdict.status()),
+            Ok(Some(Delivery::Again)) => println!("{id}\twas applied before"),
+            Ok(None) => {
+                failed += 1;
+                eprintln!("{id}\tis not there");
+            }
+            Err(error) => {
+                failed += 1;
+                eprintln!("{id}\t{error}");
+            }
+        }
+    }
+    match failed {
+        0 => Ok(()),
+        failed => Err(CommandError::NotApplied(failed)),
+    }
+}
