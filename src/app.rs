@@ -23,6 +23,7 @@ use crate::{
     http::{self, AppState},
     identity::Identity,
     ledger::{Ledger, sweeper},
+    plan,
     rate::Limiter,
     spell::{Spells, upstream::Upstream},
     store::{Db, PATIENCE, StoreError},
@@ -164,13 +165,15 @@ async fn stop_on_signal(server: ServerHandle) {
     server.stop(true).await;
 }
 
-/// Brings the schema up and makes the first admin's key, for as long as the database takes.
+/// Brings the schema up and makes the first plans and the first admin's key, for as long as the database takes.
 async fn set_up(state: web::Data<AppState>, address: std::net::SocketAddr) {
     let mut told = false;
     loop {
         let made = async {
             state.db.migrate().await?;
             sweeper::follow(&state.db, &state.clock).await?;
+            let (billing, now) = (&state.config.billing, state.clock.now());
+            plan::seed(&state.db, &billing.default_plan, &billing.currency, now).await?;
             state.identity.bootstrap(state.config.bootstrap_api_key.as_ref()).await
         };
         match made.await {

@@ -58,6 +58,8 @@ ids! {
     /// An API key, not its secret.
     KeyId = "key";
     BudgetId = "bud";
+    /// A plan as it was between two changes.
+    PlanVersion = "planv";
     CastId = "cast";
     HoldId = "hold";
     /// One transaction of the ledger's writer; see `ledger::writer`.

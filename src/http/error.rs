@@ -47,6 +47,7 @@ codes! {
     NotFound 404 "not_found" "There is nothing here.";
     SpellNotFound 404 "spell_not_found" "There is no spell of that name; GET /v1/spells lists them.";
     BudgetNotFound 404 "budget_not_found" "There is no such budget.";
+    PlanNotFound 404 "plan_not_found" "There is no plan of that code; GET /v1/plans lists them.";
     MethodNotAllowed 405 "method_not_allowed" "This path does not take that method.";
     InProgress 409 "in_progress" "The first request with this Idempotency-Key is still running.";
     HoldEnded 409 "hold_ended" "The hold had already ended in another way.";

@@ -9,6 +9,7 @@ pub mod extract;
 mod health;
 mod holds;
 mod keys;
+mod plans;
 mod request_id;
 mod spells;
 mod state;
@@ -96,8 +97,12 @@ pub fn routes(config: &mut web::ServiceConfig) {
                 .service(at("/billing", "GET, HEAD").route(get().to(health::billing_disabled)))
                 .service(at("/billing/checkout", "POST").route(post().to(health::billing_disabled)))
                 .service(at("/billing/portal", "POST").route(post().to(health::billing_disabled)))
-                .service(at("/plans", "GET, HEAD").route(get().to(health::billing_disabled)))
-                .service(at("/plans/{code}", "PUT").route(put().to(health::billing_disabled)))
+                .service(at("/plans", "GET, HEAD").route(get().to(plans::list)))
+                .service(
+                    at("/plans/{code}", "GET, HEAD, PUT")
+                        .route(get().to(plans::get))
+                        .route(put().to(plans::put)),
+                )
                 .default_service(web::to(not_found)),
         )
         .default_service(web::to(not_found));

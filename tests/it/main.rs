@@ -17,6 +17,7 @@ mod keys;
 mod metrics;
 mod model;
 mod outages;
+mod plans;
 mod poison;
 mod rate;
 mod readme;
