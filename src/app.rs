@@ -27,6 +27,7 @@ use crate::{
     rate::Limiter,
     spell::{Spells, upstream::Upstream},
     store::{Db, PATIENCE, StoreError},
+    stripe::Stripe,
     telemetry::Metrics,
 };
 
@@ -42,6 +43,8 @@ pub enum StartError {
     Redis(String),
     #[error("HOST, PORT: {0}")]
     Bind(io::Error),
+    #[error("{0}")]
+    Stripe(String),
     #[error("the client for upstreams can't be made: {0}")]
     Upstream(reqwest::Error),
 }
@@ -94,7 +97,9 @@ impl Application {
             tasks: TaskTracker::new(),
             runtime: Handle::current(),
         };
-        let state = AppState { config, clock, db, metrics, ledger, limiter, identity, spells, pipeline };
+        let stripe = Stripe::new(&config.billing, db.clone(), clock.clone()).map_err(StartError::Stripe)?;
+        let state =
+            AppState { config, clock, db, metrics, ledger, limiter, identity, spells, pipeline, stripe };
         Ok(Application { state: web::Data::new(state), listener, writer })
     }
 

@@ -60,6 +60,8 @@ ids! {
     BudgetId = "bud";
     /// A plan as it was between two changes.
     PlanVersion = "planv";
+    /// What was offered for sale: a Checkout session's `client_reference_id`.
+    PurchaseId = "pur";
     CastId = "cast";
     HoldId = "hold";
     /// One transaction of the ledger's writer; see `ledger::writer`.

@@ -16,5 +16,6 @@ pub mod plan;
 pub mod rate;
 pub mod spell;
 pub mod store;
+pub mod stripe;
 pub mod telemetry;
 pub mod window;

@@ -1,6 +1,7 @@
 //! The outside: routes in one table, errors in one table, a file per surface.
 
 mod accounts;
+mod billing;
 mod budgets;
 mod caller;
 pub mod casts;
@@ -35,6 +36,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(at("/health", "GET, HEAD").route(get().to(health::health)))
         .service(at("/ready", "GET, HEAD").route(get().to(health::ready)))
         .service(at("/metrics", "GET, HEAD").route(get().to(health::metrics)))
+        .service(at("/billing/return", "GET, HEAD").route(get().to(billing::returned)))
         .service(at("/webhooks/stripe", "POST").route(post().to(health::stripe_webhook)))
         .service(
             scope("/v1")
@@ -95,8 +97,8 @@ pub fn routes(config: &mut web::ServiceConfig) {
                         .route(delete().to(spells::delete)),
                 )
                 .service(at("/billing", "GET, HEAD").route(get().to(health::billing_disabled)))
-                .service(at("/billing/checkout", "POST").route(post().to(health::billing_disabled)))
-                .service(at("/billing/portal", "POST").route(post().to(health::billing_disabled)))
+                .service(at("/billing/checkout", "POST").route(post().to(billing::checkout)))
+                .service(at("/billing/portal", "POST").route(post().to(billing::portal)))
                 .service(at("/plans", "GET, HEAD").route(get().to(plans::list)))
                 .service(
                     at("/plans/{code}", "GET, HEAD, PUT")

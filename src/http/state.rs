@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     cast::Pipeline, clock::Clock, config::Config, identity::Identity, ledger::Ledger, rate::Limiter,
-    spell::Spells, store::Db, telemetry::Metrics,
+    spell::Spells, store::Db, stripe::Stripe, telemetry::Metrics,
 };
 
 pub struct AppState {
@@ -17,4 +17,6 @@ pub struct AppState {
     pub identity: Identity,
     pub spells: Spells,
     pub pipeline: Pipeline,
+    /// `None`: nothing can be bought.
+    pub stripe: Option<Stripe>,
 }

@@ -22,7 +22,7 @@ use crate::{
     window::Period,
 };
 
-pub use definition::{Definition, Terms, could_be_code, currency};
+pub use definition::{Definition, MAX_PRICE_CENTS, Terms, could_be_code, currency};
 
 /// A plan, as it goes out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -6,6 +6,7 @@
 mod harness;
 
 mod accounts;
+mod billing;
 mod budgets;
 mod casts;
 mod concurrency;
@@ -23,4 +24,5 @@ mod rate;
 mod readme;
 mod replicas;
 mod startup;
+mod stripe_server;
 mod upstream;
