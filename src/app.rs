@@ -23,10 +23,11 @@ use crate::{
     http::{self, AppState},
     identity::Identity,
     ledger::{Ledger, sweeper},
+    plan,
     rate::Limiter,
     spell::{Spells, upstream::Upstream},
     store::{Db, PATIENCE, StoreError},
-    stripe::{effect::Terms, webhook::Webhook},
+    stripe::{Stripe, effect::Terms, webhook::Webhook},
     telemetry::Metrics,
 };
 
@@ -42,6 +43,8 @@ pub enum StartError {
     Redis(String),
     #[error("HOST, PORT: {0}")]
     Bind(io::Error),
+    #[error("{0}")]
+    Stripe(String),
     #[error("the client for upstreams can't be made: {0}")]
     Upstream(reqwest::Error),
 }
@@ -96,8 +99,20 @@ impl Application {
         };
         let terms = Terms { credit_price: config.billing.credit_price };
         let webhook = Webhook::new(db.clone(), clock.clone(), identity.clone(), metrics.clone(), terms);
-        let state =
-            AppState { config, clock, db, metrics, ledger, limiter, identity, spells, pipeline, webhook };
+        let stripe = Stripe::new(&config.billing, db.clone(), clock.clone()).map_err(StartError::Stripe)?;
+        let state = AppState {
+            config,
+            clock,
+            db,
+            metrics,
+            ledger,
+            limiter,
+            identity,
+            spells,
+            pipeline,
+            stripe,
+            webhook,
+        };
         Ok(Application { state: web::Data::new(state), listener, writer })
     }
 
@@ -168,13 +183,15 @@ async fn stop_on_signal(server: ServerHandle) {
     server.stop(true).await;
 }
 
-/// Brings the schema up and makes the first admin's key, for as long as the database takes.
+/// Brings the schema up and makes the first plans and the first admin's key, for as long as the database takes.
 async fn set_up(state: web::Data<AppState>, address: std::net::SocketAddr) {
     let mut told = false;
     loop {
         let made = async {
             state.db.migrate().await?;
             sweeper::follow(&state.db, &state.clock).await?;
+            let (billing, now) = (&state.config.billing, state.clock.now());
+            plan::seed(&state.db, &billing.default_plan, &billing.currency, now).await?;
             state.identity.bootstrap(state.config.bootstrap_api_key.as_ref()).await
         };
         match made.await {

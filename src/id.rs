@@ -58,10 +58,12 @@ ids! {
     /// An API key, not its secret.
     KeyId = "key";
     BudgetId = "bud";
+    /// A plan as it was between two changes.
+    PlanVersion = "planv";
+    /// What was offered for sale: a Checkout session's `client_reference_id`.
+    PurchaseId = "pur";
     CastId = "cast";
     HoldId = "hold";
-    /// What was offered for sale at Stripe.
-    PurchaseId = "pur";
     /// One transaction of the ledger's writer; see `ledger::writer`.
     BatchId = "batch";
 }

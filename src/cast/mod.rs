@@ -53,7 +53,7 @@ pub struct Pipeline {
     /// in the books before anything is taken from their rate: what is taken and given back is
     /// missing in between, and a flood of refusals would starve the same key's other casts.
     pub refused_lately: Cache<(AccountId, KeyId, String), ()>,
-    /// For keys without a rate of their own.
+    /// For keys without a rate of their own, in accounts whose plan has none.
     pub rate_limit_per_minute: u32,
     /// What runs on after its caller hung up; waited for at the end.
     pub tasks: TaskTracker,
@@ -415,7 +415,8 @@ impl Pipeline {
 
 /// The caller's bucket and its allowance; the service key has none.
 fn rate_of(caller: &Caller, default: u32) -> Option<(String, u32)> {
-    let per_minute = caller.rate_limit_per_minute.unwrap_or(default);
+    let own = caller.rate_limit_per_minute.or(caller.plan_rate_per_minute);
+    let per_minute = own.unwrap_or(default);
     (!caller.service).then(|| (format!("key/{}", caller.key), per_minute))
 }
 

@@ -111,12 +111,7 @@ pub fn idempotency_key(request: &HttpRequest, body: &[u8]) -> Result<Option<Keye
 pub fn respond(Admitted { admission, standing }: Admitted<Answer>) -> HttpResponse {
     let mut response = match admission {
         Admission::Admitted(answer) => answered(answer),
-        Admission::Replayed(answer) => {
-            let mut response = answered(answer);
-            let (name, value) = ("idempotent-replayed", HeaderValue::from_static("true"));
-            response.headers_mut().insert(HeaderName::from_static(name), value);
-            response
-        }
+        Admission::Replayed(answer) => replayed(answer),
         Admission::RateLimited => {
             ApiError::rate_limited(standing.map_or(1, |standing| standing.retry_after_seconds))
                 .error_response()
@@ -148,9 +143,17 @@ pub async fn always_show_rate<B: MessageBody>(
     Ok(response)
 }
 
-fn answered(answer: Answer) -> HttpResponse {
+pub(super) fn answered(answer: Answer) -> HttpResponse {
     let status = StatusCode::from_u16(answer.status).unwrap_or_default();
     HttpResponse::build(status).content_type("application/json").body(answer.body)
+}
+
+/// An idempotency key's first answer, marked as one.
+pub(super) fn replayed(answer: Answer) -> HttpResponse {
+    let mut response = answered(answer);
+    let (name, value) = ("idempotent-replayed", HeaderValue::from_static("true"));
+    response.headers_mut().insert(HeaderName::from_static(name), value);
+    response
 }
 
 fn refused(admission: Admission<Answer>) -> ApiError {

@@ -49,20 +49,25 @@ codes! {
     NotFound 404 "not_found" "There is nothing here.";
     SpellNotFound 404 "spell_not_found" "There is no spell of that name; GET /v1/spells lists them.";
     BudgetNotFound 404 "budget_not_found" "There is no such budget.";
+    PlanNotFound 404 "plan_not_found" "There is no plan of that code; GET /v1/plans lists them.";
+    CustomerNotFound 404 "customer_not_found" "This account has not bought anything yet, so there is nothing to manage.";
     MethodNotAllowed 405 "method_not_allowed" "This path does not take that method.";
     InProgress 409 "in_progress" "The first request with this Idempotency-Key is still running.";
     HoldEnded 409 "hold_ended" "The hold had already ended in another way.";
+    SubscriptionActive 409 "subscription_active" "The account has a subscription already; change or cancel it in the portal.";
     BodyTooLarge 413 "body_too_large" "The body is larger than this server takes.";
     UnsupportedMediaType 415 "unsupported_media_type" "Send the body as `Content-Type: application/json`.";
     IdempotencyKeyReused 422 "idempotency_key_reused" "This Idempotency-Key came with another request before.";
     RateLimited 429 "rate_limited" "Too many requests; wait as long as `Retry-After` says.";
     Internal 500 "internal" "Something went wrong on our side; nothing was charged.";
     UpstreamFailed 502 "upstream_failed" "The spell's upstream failed; nothing was charged.";
+    StripeError 502 "stripe_error" "Stripe failed. Try again, with another Idempotency-Key if there was one.";
     BillingDisabled 503 "billing_disabled" "Billing is switched off on this server.";
     DatabaseUnavailable 503 "database_unavailable" "The database does not answer. Try again, with the same Idempotency-Key if there was one.";
     CastUnsettled 503 "cast_unsettled" "The spell ran and is being booked; do not repeat it, look it up by its id.";
     Overloaded 503 "overloaded" "Too many requests are waiting; nothing was charged. Try again.";
     UpstreamTimeout 504 "upstream_timeout" "The spell's upstream took too long; nothing was charged.";
+    StripeTimeout 504 "stripe_timeout" "Stripe took too long; nothing was charged. Try again, with another Idempotency-Key if there was one.";
 }
 
 /// An error on its way out: a code, a sentence, and fields that a program can act on.

@@ -29,7 +29,10 @@ pub struct Body<T> {
 }
 
 /// As [`Body`], but an empty body counts as `{}`.
-pub struct OptionalBody<T>(pub T);
+pub struct OptionalBody<T> {
+    pub value: T,
+    pub raw: web::Bytes,
+}
 
 /// A body of any type as it came, within the size limit.
 pub struct Raw(pub web::Bytes);
@@ -67,10 +70,10 @@ impl<T: DeserializeOwned + 'static> FromRequest for OptionalBody<T> {
         Box::pin(async move {
             let raw = read(&request, payload).await?;
             if raw.is_empty() {
-                return Ok(OptionalBody(decode(b"{}")?));
+                return Ok(OptionalBody { value: decode(b"{}")?, raw });
             }
             require_json(&request)?;
-            Ok(OptionalBody(decode(&raw)?))
+            Ok(OptionalBody { value: decode(&raw)?, raw })
         })
     }
 }

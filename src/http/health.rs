@@ -21,7 +21,12 @@ pub async fn ready(state: web::Data<AppState>) -> HttpResponse {
         Some(Ok(())) => "ok".to_owned(),
         Some(Err(_)) => "unavailable".to_owned(),
     };
-    let mut body = json!({ "status": "ok", "database": "ok", "redis": redis, "stripe": "not configured" });
+    let stripe = match state.config.billing.missing().as_slice() {
+        [] => "configured".to_owned(),
+        [half] => format!("{half} is not set"),
+        _ => "not configured".to_owned(),
+    };
+    let mut body = json!({ "status": "ok", "database": "ok", "redis": redis, "stripe": stripe });
     match database {
         // Without the first admin's key nobody could be told from a stranger.
         Ok(_) if state.identity.is_ready() => HttpResponse::Ok().json(body),
@@ -44,9 +49,4 @@ pub async fn metrics(state: web::Data<AppState>) -> Result<HttpResponse, ApiErro
         ApiError::from(Code::Internal)
     })?;
     Ok(HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text))
-}
-
-/// What belongs to billing, while this server has none.
-pub async fn billing_disabled() -> Result<HttpResponse, ApiError> {
-    Err(Code::BillingDisabled.into())
 }

@@ -116,7 +116,7 @@ pub async fn extend(
     body: OptionalBody<ExtendBody>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Cast)?;
-    let expires_at = state.clock.now().plus(ttl(body.0.ttl_seconds)?);
+    let expires_at = state.clock.now().plus(ttl(body.value.ttl_seconds)?);
     let (hold, held_for) = (hold_id(id)?, HeldFor::External);
     let extended = end(&state, &caller, Action::Extend { hold, held_for, expires_at }).await?;
     Ok(HttpResponse::Ok().json(hold_json(&extended)))

@@ -116,7 +116,7 @@ pub async fn rotate(
     body: OptionalBody<Rotation>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Keys)?;
-    let grace = grace(body.0)?;
+    let grace = grace(body.value)?;
     let key = find(&state, &caller, path).await?;
     // The answer shows a secret that may do what that key may, just as making such a key would.
     caller.require_grant(key.scopes.as_deref())?;

@@ -1,6 +1,7 @@
 //! The outside: routes in one table, errors in one table, a file per surface.
 
 mod accounts;
+mod billing;
 mod budgets;
 mod caller;
 pub mod casts;
@@ -9,6 +10,7 @@ pub mod extract;
 mod health;
 mod holds;
 mod keys;
+mod plans;
 mod request_id;
 mod spells;
 mod state;
@@ -36,6 +38,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(at("/health", "GET, HEAD").route(get().to(health::health)))
         .service(at("/ready", "GET, HEAD").route(get().to(health::ready)))
         .service(at("/metrics", "GET, HEAD").route(get().to(health::metrics)))
+        .service(at("/billing/return", "GET, HEAD").route(get().to(billing::returned)))
         .service(at("/webhooks/stripe", "POST").route(post().to(webhooks::stripe)))
         .service(
             scope("/v1")
@@ -95,11 +98,15 @@ pub fn routes(config: &mut web::ServiceConfig) {
                         .route(put().to(spells::put))
                         .route(delete().to(spells::delete)),
                 )
-                .service(at("/billing", "GET, HEAD").route(get().to(health::billing_disabled)))
-                .service(at("/billing/checkout", "POST").route(post().to(health::billing_disabled)))
-                .service(at("/billing/portal", "POST").route(post().to(health::billing_disabled)))
-                .service(at("/plans", "GET, HEAD").route(get().to(health::billing_disabled)))
-                .service(at("/plans/{code}", "PUT").route(put().to(health::billing_disabled)))
+                .service(at("/billing", "GET, HEAD").route(get().to(billing::get)))
+                .service(at("/billing/checkout", "POST").route(post().to(billing::checkout)))
+                .service(at("/billing/portal", "POST").route(post().to(billing::portal)))
+                .service(at("/plans", "GET, HEAD").route(get().to(plans::list)))
+                .service(
+                    at("/plans/{code}", "GET, HEAD, PUT")
+                        .route(get().to(plans::get))
+                        .route(put().to(plans::put)),
+                )
                 .service(at("/webhooks", "GET, HEAD").route(get().to(webhooks::list)))
                 .service(at("/webhooks/{id}", "GET, HEAD").route(get().to(webhooks::get)))
                 .service(at("/webhooks/{id}/replay", "POST").route(post().to(webhooks::replay)))

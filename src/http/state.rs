@@ -3,8 +3,16 @@
 use std::sync::Arc;
 
 use crate::{
-    cast::Pipeline, clock::Clock, config::Config, identity::Identity, ledger::Ledger, rate::Limiter,
-    spell::Spells, store::Db, stripe::webhook::Webhook, telemetry::Metrics,
+    cast::Pipeline,
+    clock::Clock,
+    config::Config,
+    identity::Identity,
+    ledger::Ledger,
+    rate::Limiter,
+    spell::Spells,
+    store::Db,
+    stripe::{Stripe, webhook::Webhook},
+    telemetry::Metrics,
 };
 
 pub struct AppState {
@@ -17,5 +25,7 @@ pub struct AppState {
     pub identity: Identity,
     pub spells: Spells,
     pub pipeline: Pipeline,
+    /// `None`: nothing can be bought.
+    pub stripe: Option<Stripe>,
     pub webhook: Webhook,
 }

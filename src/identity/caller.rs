@@ -120,8 +120,10 @@ pub struct Caller {
     pub suspended: bool,
     scopes: Option<Vec<KeyScope>>,
     admin: bool,
-    /// The key's own rate; `None`: the server's.
+    /// The key's own rate; `None`: its plan's.
     pub rate_limit_per_minute: Option<u32>,
+    /// The rate of the plan of the key's own account; `None`: the server's.
+    pub plan_rate_per_minute: Option<u32>,
     /// When the key ends; a secret of it may end earlier. `None`: never.
     expires_at: Option<Time>,
     /// The service key, which has no rate.
@@ -139,7 +141,22 @@ impl Caller {
         expires_at: Option<Time>,
     ) -> Caller {
         let admin = scopes.as_ref().is_some_and(|scopes| scopes.contains(&KeyScope::Admin));
-        Caller { account, key, suspended, scopes, admin, rate_limit_per_minute, expires_at, service: false }
+        Caller {
+            account,
+            key,
+            suspended,
+            scopes,
+            admin,
+            rate_limit_per_minute,
+            plan_rate_per_minute: None,
+            expires_at,
+            service: false,
+        }
+    }
+
+    /// The same caller, in an account whose plan has this rate.
+    pub fn with_plan_rate(self, plan_rate_per_minute: Option<u32>) -> Caller {
+        Caller { plan_rate_per_minute, ..self }
     }
 
     /// The service, if `presented` is one of its `tokens`: an admin, at home in the root account.

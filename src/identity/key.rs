@@ -120,11 +120,13 @@ statements! {
         WHERE key_id = $1 AND (expires_at IS NULL OR expires_at > $2)";
     FIND_SECRET = "
         SELECT api_keys.id, api_keys.account_id, accounts.suspended, api_keys.scopes,
-               api_keys.rate_limit_per_minute, api_keys.expires_at AS key_expires_at,
-               api_key_secrets.expires_at AS secret_expires_at
+               api_keys.rate_limit_per_minute, plans.rate_limit_per_minute AS plan_rate_per_minute,
+               api_keys.expires_at AS key_expires_at, api_key_secrets.expires_at AS secret_expires_at
         FROM api_key_secrets
         JOIN api_keys ON api_keys.id = api_key_secrets.key_id
         JOIN accounts ON accounts.id = api_keys.account_id
+        LEFT JOIN plans
+            ON plans.code = COALESCE(accounts.plan, (SELECT MIN(code) FROM plans WHERE is_default))
         WHERE api_key_secrets.hash = $1 AND api_keys.revoked_at IS NULL";
     SECRET_WAS_THERE = "SELECT key_id FROM api_key_secrets WHERE hash = $1";
     REACH_MILESTONE = "
@@ -178,6 +180,7 @@ struct CredentialRow {
     suspended: bool,
     scopes: Option<String>,
     rate_limit_per_minute: Option<i64>,
+    plan_rate_per_minute: Option<i64>,
     key_expires_at: Option<i64>,
     secret_expires_at: Option<i64>,
 }
@@ -198,7 +201,8 @@ impl TryFrom<CredentialRow> for Credential {
                 scopes,
                 rate,
                 key_end,
-            ),
+            )
+            .with_plan_rate(read_rate(row.plan_rate_per_minute)),
             expires_at: ends.into_iter().flatten().min().map(Time),
         })
     }
@@ -404,7 +408,11 @@ async fn reach(tx: &mut Tx, milestone: &str, now: Time) -> Result<bool, StoreErr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::testing::each_backend;
+    use crate::{plan, store::testing::each_backend};
+
+    statements! {
+        SUBSCRIBE = "UPDATE accounts SET plan = $2 WHERE id = $1";
+    }
 
     fn hash(secret: &SecretString) -> SecretHash {
         SecretHash::of(secret.expose_secret())
@@ -524,6 +532,32 @@ mod tests {
             for ended in [&one, &two, &three] {
                 assert_eq!(end(ended).await, Some(Time(1_020)));
             }
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_key_comes_with_its_accounts_plans_rate() {
+        each_backend(|db| async move {
+            let account = an_account(&db).await;
+            let new = NewKey { rate_limit_per_minute: Some(5), ..named("ci") };
+            let (_, secret) = create(&db, &account, new, Time(0)).await.unwrap().unwrap();
+            let rates = || async {
+                let caller = find_by_hash(&db, &hash(&secret)).await.unwrap().unwrap().caller;
+                (caller.rate_limit_per_minute, caller.plan_rate_per_minute)
+            };
+            assert_eq!(rates().await, (Some(5), None));
+            plan::seed(&db, "free", "usd", Time(0)).await.unwrap();
+            for (code, rate_limit_per_minute) in [("free", Some(30)), ("pro", Some(900))] {
+                let plan = plan::get(&db, code).await.unwrap().unwrap();
+                let terms = plan::Terms { rate_limit_per_minute, ..plan.terms };
+                plan::put(&db, code, terms, "free", Time(0)).await.unwrap();
+            }
+            assert_eq!(rates().await, (Some(5), Some(30)));
+            db.execute(&SUBSCRIBE, binds![&account, "pro"]).await.unwrap();
+            assert_eq!(rates().await, (Some(5), Some(900)));
+            db.execute(&SUBSCRIBE, binds![&account, "gone"]).await.unwrap();
+            assert_eq!(rates().await, (Some(5), None));
         })
         .await;
     }

@@ -215,7 +215,8 @@ impl Identity {
         Ok(())
     }
 
-    /// Drops what was kept of keys and accounts. All of it: changes are rare, and a lookup is cheap.
+    /// Drops what was kept of keys and accounts, among it the rates of plans. All of it: changes are
+    /// rare, and a lookup is cheap.
     pub fn forget(&self) {
         self.0.credentials.invalidate_all();
         self.0.accounts.invalidate_all();

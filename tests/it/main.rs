@@ -6,6 +6,7 @@
 mod harness;
 
 mod accounts;
+mod billing;
 mod budgets;
 mod casts;
 mod concurrency;
@@ -17,9 +18,11 @@ mod keys;
 mod metrics;
 mod model;
 mod outages;
+mod plans;
 mod poison;
 mod rate;
 mod readme;
 mod replicas;
 mod startup;
+mod stripe_server;
 mod upstream;

@@ -1,7 +1,7 @@
 //! The two databases: a SQLite file in a directory of its own, or a fresh PostgreSQL database. Both
 //! are gone when the test ends.
 
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 use url::Url;
 
@@ -11,7 +11,7 @@ use super::wait;
 pub struct Backend {
     url: String,
     /// Removes the database when it is dropped.
-    _kind: Kind,
+    kind: Kind,
 }
 
 #[expect(dead_code, reason = "what is in here is there to be dropped")]
@@ -25,13 +25,13 @@ impl Backend {
         wait::not_across_midnight().await;
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", dir.path().join("books.db").display());
-        Backend { url, _kind: Kind::Sqlite(dir) }
+        Backend { url, kind: Kind::Sqlite(dir) }
     }
 
     pub async fn postgres() -> Backend {
         wait::not_across_midnight().await;
         let database = FreshDatabase::create().await;
-        Backend { url: database.url(), _kind: Kind::Postgres(database) }
+        Backend { url: database.url(), kind: Kind::Postgres(database) }
     }
 
     /// What `DATABASE_URL` is to be.
@@ -45,6 +45,42 @@ impl Backend {
         url.set_host(Some("127.0.0.1")).unwrap();
         url.set_port(Some(port)).unwrap();
         url.into()
+    }
+
+    /// Runs a statement beside the servers.
+    pub async fn execute(&self, statement: &str) {
+        let statement = AssertSqlSafe(statement.to_owned());
+        match self.kind {
+            Kind::Sqlite(_) => {
+                let mut connection = SqliteConnection::connect(&self.url).await.unwrap();
+                connection.execute(statement).await.unwrap();
+                connection.close().await.unwrap();
+            }
+            Kind::Postgres(_) => {
+                let mut connection = PgConnection::connect(&self.url).await.unwrap();
+                connection.execute(statement).await.unwrap();
+                connection.close().await.unwrap();
+            }
+        }
+    }
+
+    /// The one column of text that a query gives.
+    pub async fn texts(&self, query: &str) -> Vec<Option<String>> {
+        let query = AssertSqlSafe(query.to_owned());
+        match self.kind {
+            Kind::Sqlite(_) => {
+                let mut connection = SqliteConnection::connect(&self.url).await.unwrap();
+                let texts = sqlx::query_scalar(query).fetch_all(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+                texts
+            }
+            Kind::Postgres(_) => {
+                let mut connection = PgConnection::connect(&self.url).await.unwrap();
+                let texts = sqlx::query_scalar(query).fetch_all(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+                texts
+            }
+        }
     }
 
     /// Host and port of the PostgreSQL server.

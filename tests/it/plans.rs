@@ -1,0 +1,198 @@
+//! Plans: one catalogue that everybody reads and admins change.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Backend, Options, Server, all_of, both, names, postgres, shape};
+
+const FIELDS: [&str; 13] = [
+    "code",
+    "name",
+    "price_cents",
+    "currency",
+    "interval",
+    "stripe_price_id",
+    "included_credits",
+    "rate_limit_per_minute",
+    "hard_limit_cents",
+    "period",
+    "limits",
+    "created_at",
+    "updated_at",
+];
+
+both!(free_and_pro_are_there_from_the_start);
+async fn free_and_pro_are_there_from_the_start(backend: Backend) {
+    let mut server = Server::start(Options::on(&backend).var("BILLING_CURRENCY", "EUR")).await;
+    let customer = server.customer("acme").await;
+    let plans = all_of(&customer, "/v1/plans?limit=1").await;
+    assert_eq!(names(&plans, "code"), ["free", "pro"]);
+    for plan in &plans {
+        shape(plan, &FIELDS);
+        assert_eq!(
+            customer.get(&format!("/v1/plans/{}", plan["code"].as_str().unwrap())).await.body(),
+            *plan
+        );
+    }
+    let [free, pro] = &plans[..] else { panic!("two of them") };
+    assert_eq!((&free["price_cents"], &free["period"]), (&json!(0), &json!("monthly")));
+    assert_eq!(free["limits"], json!({"chat_tokens": 100, "tpl_run": 20}));
+    assert_eq!((&pro["name"], &pro["price_cents"]), (&json!("Pro"), &json!(1_000)));
+    assert_eq!((&pro["currency"], &pro["interval"]), (&json!("eur"), &json!("month")));
+
+    let changed = json!({"name": "Pro", "price_cents": 2_000});
+    server.admin().put("/v1/plans/pro", changed).await.expect(200);
+    server.kill9();
+    server.restart().await;
+    assert_eq!(
+        customer.get("/v1/plans/pro").await.expect(200)["price_cents"],
+        2_000,
+        "it is no default again"
+    );
+}
+
+both!(an_admin_makes_a_plan_and_replaces_all_of_it);
+async fn an_admin_makes_a_plan_and_replaces_all_of_it(backend: Backend) {
+    let server = Server::start(Options::on(&backend)).await;
+    let (admin, customer) = (server.admin(), server.customer("acme").await);
+    let stated = json!({
+        "name": "Żółć", "price_cents": 99_999_999, "currency": "EUR", "interval": "year",
+        "stripe_price_id": "price_1", "included_credits": 500, "rate_limit_per_minute": 120,
+        "hard_limit_cents": 0, "period": "daily", "limits": {"tpl_run": 0, "chat_tokens": 1_000_000},
+    });
+    let made = admin.put("/v1/plans/Team-1.b_2", stated.clone()).await.expect(201);
+    shape(&made, &FIELDS);
+    for (field, value) in stated.as_object().unwrap() {
+        let wanted = if field == "currency" { &json!("eur") } else { value };
+        assert_eq!(&made[field], wanted, "{field} of {made}");
+    }
+    assert_eq!(customer.get("/v1/plans/Team-1.b_2").await.expect(200), made);
+
+    let replaced = json!({"name": "Team", "price_cents": 5, "currency": null});
+    let replaced = admin.put("/v1/plans/Team-1.b_2", replaced).await.expect(200);
+    assert_eq!((&replaced["name"], &replaced["currency"]), (&json!("Team"), &json!("usd")));
+    assert_eq!((&replaced["stripe_price_id"], &replaced["limits"]), (&Value::Null, &json!({})));
+    assert_eq!((&replaced["rate_limit_per_minute"], &replaced["interval"]), (&Value::Null, &json!("month")));
+    assert_eq!(replaced["created_at"], made["created_at"]);
+    assert_eq!(all_of(&customer, "/v1/plans?limit=2").await.len(), 3);
+}
+
+both!(a_bad_plan_is_400_and_the_old_one_stands);
+async fn a_bad_plan_is_400_and_the_old_one_stands(backend: Backend) {
+    let server = Server::start(Options::on(&backend)).await;
+    let admin = server.admin();
+    let taken = json!({"name": "Taken", "price_cents": 1, "stripe_price_id": "price_taken"});
+    admin.put("/v1/plans/taken", taken).await.expect(201);
+    let before = admin.get("/v1/plans").await.expect(200);
+    let with = |field: &str, value: Value| {
+        let mut plan = json!({"name": "Pro", "price_cents": 1});
+        plan[field] = value;
+        plan
+    };
+    let mut bad = vec![json!({}), json!({"name": "Pro"}), json!({"price_cents": 1}), json!([])];
+    for (field, value) in [
+        ("name", json!("")),
+        ("name", json!("a\nb")),
+        ("name", json!("x".repeat(201))),
+        ("name", json!(5)),
+        ("price_cents", json!(-1)),
+        ("price_cents", json!(100_000_000)),
+        ("price_cents", json!(5.0)),
+        ("price_cents", json!("5")),
+        ("currency", json!("dollars")),
+        ("interval", json!("hour")),
+        ("stripe_price_id", json!("plan_1")),
+        ("stripe_price_id", json!("price_taken")),
+        ("included_credits", json!(-1)),
+        ("rate_limit_per_minute", json!(0)),
+        ("hard_limit_cents", json!(900_000_000_001_i64)),
+        ("period", json!("weekly")),
+        ("limits", json!({"chat_tokens": -1})),
+        ("limits", json!({"chat_tokens": 1.5})),
+        ("limits", json!({"Chat": 1})),
+        ("limits", json!([])),
+        ("prise_cents", json!(1)),
+        ("code", json!("pro")),
+    ] {
+        bad.push(with(field, value));
+    }
+    for bad in bad {
+        admin.put("/v1/plans/pro", bad.clone()).await.expect_error(400);
+        admin.put("/v1/plans/new", bad).await.expect_error(400);
+    }
+    let long = format!("/v1/plans/{}", "a".repeat(65));
+    for path in ["/v1/plans/a%20b", "/v1/plans/%C3%A9", "/v1/plans/a%00", &long, "/v1/plans/pro?x=1"] {
+        admin.put(path, with("name", json!("Pro"))).await.expect_error(400);
+    }
+    assert_eq!(admin.get("/v1/plans").await.expect(200), before);
+    for nowhere in ["/v1/plans/none", "/v1/plans/a%20b", "/v1/plans/a%00"] {
+        admin.get(nowhere).await.expect_code(404, "plan_not_found");
+    }
+}
+
+both!(who_is_no_admin_reads_plans_and_changes_none);
+async fn who_is_no_admin_reads_plans_and_changes_none(backend: Backend) {
+    let server = Server::start(Options::on(&backend)).await;
+    let (admin, customer) = (server.admin(), server.customer("acme").await);
+    let plan = json!({"name": "Pro", "price_cents": 0});
+    customer.put("/v1/plans/pro", plan.clone()).await.expect_error(403);
+    server.anonymous().put("/v1/plans/pro", plan).await.expect_error(401);
+    server.anonymous().get("/v1/plans").await.expect_error(401);
+    for (scope, status) in [("read", 200), ("billing", 200), ("cast", 403), ("keys", 403)] {
+        let key = customer.another_key(&admin, json!({"scopes": [scope]})).await;
+        key.get("/v1/plans").await.expect(status);
+        key.get("/v1/plans/pro").await.expect(status);
+    }
+    assert_eq!(customer.get("/v1/plans/pro").await.expect(200)["price_cents"], 1_000);
+}
+
+both!(a_plans_rate_is_in_force_at_the_next_cast);
+async fn a_plans_rate_is_in_force_at_the_next_cast(backend: Backend) {
+    let server = Server::start(Options::on(&backend).var("RATE_LIMIT_PER_MINUTE", 600)).await;
+    let (admin, customer) = (server.admin(), server.customer("acme").await);
+    let own = customer.another_key(&admin, json!({"rate_limit_per_minute": 70})).await;
+    assert_eq!(customer.echo().await.number_in("ratelimit-limit"), 600);
+    for rate in [Some(900), Some(30), None] {
+        let plan = json!({"name": "Free", "price_cents": 0, "rate_limit_per_minute": rate});
+        admin.put("/v1/plans/free", plan).await.expect(200);
+        assert_eq!(customer.echo().await.number_in("ratelimit-limit"), rate.unwrap_or(600));
+        assert_eq!(
+            own.echo().await.number_in("ratelimit-limit"),
+            70,
+            "a key's own rate is before its plan's"
+        );
+        let plan = json!({"name": "Pro", "price_cents": 1, "rate_limit_per_minute": 5});
+        admin.put("/v1/plans/pro", plan).await.expect(200);
+        assert_eq!(customer.echo().await.number_in("ratelimit-limit"), rate.unwrap_or(600), "not its plan");
+    }
+    // A plan's rate is no limit of the key's own, which it could not hand on.
+    let plan = json!({"name": "Free", "price_cents": 0, "rate_limit_per_minute": 30});
+    admin.put("/v1/plans/free", plan).await.expect(200);
+    let key = json!({"name": "another", "rate_limit_per_minute": 1_000});
+    customer.post("/v1/keys", key).await.expect(201);
+}
+
+both!(the_default_plan_is_the_configured_one);
+async fn the_default_plan_is_the_configured_one(backend: Backend) {
+    let options =
+        Options::on(&backend).var("BILLING_PLAN_DEFAULT", "starter").var("RATE_LIMIT_PER_MINUTE", 600);
+    let mut server = Server::start(options).await;
+    let (admin, customer) = (server.admin(), server.customer("acme").await);
+    assert!(server.output().all().contains("BILLING_PLAN_DEFAULT"), "it names no plan yet");
+    assert_eq!(customer.echo().await.number_in("ratelimit-limit"), 600);
+    let plan = json!({"name": "Starter", "price_cents": 0, "rate_limit_per_minute": 42});
+    admin.put("/v1/plans/starter", plan).await.expect(201);
+    assert_eq!(customer.echo().await.number_in("ratelimit-limit"), 42);
+    server.kill9();
+    server.restart().await;
+    assert_eq!(customer.echo().await.number_in("ratelimit-limit"), 42);
+    assert_eq!(server.output().all().matches("BILLING_PLAN_DEFAULT").count(), 1);
+}
+
+postgres!(replicas_that_start_at_once_make_each_plan_once);
+async fn replicas_that_start_at_once_make_each_plan_once(backend: Backend) {
+    let mut servers: Vec<Server> = (0..3).map(|_| Server::spawn(Options::on(&backend))).collect();
+    for server in &mut servers {
+        server.wait_until_ready().await;
+        assert_eq!(names(&all_of(&server.admin(), "/v1/plans?limit=9").await, "code"), ["free", "pro"]);
+    }
+}
