@@ -106,7 +106,7 @@ class Account:
         session.update(status="complete", url=None, customer_details=objects.customer_details(email))
 
     def charge(self, payment_intent, amount, sold):
-        self.charges[payment_intent] = objects.charge(payment_intent, amount, sold["currency"], sold["customer"])
+        self.charges[payment_intent] = objects.charge(payment_intent, amount, sold)
 
     def bill(self, subscription, reason):
         invoice = objects.invoice(subscription, reason)

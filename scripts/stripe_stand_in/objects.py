@@ -375,15 +375,17 @@ def pay_invoice(paid):
     paid["status_transitions"]["paid_at"] = now()
 
 
-def charge(payment_intent, amount, currency, payer):
+def charge(payment_intent, amount, sold):
+    """Of a session or an invoice; the metadata is what a session gave to its payment."""
     name = new_id("ch")
     return {
         "id": name, "object": "charge", "amount": amount, "amount_captured": amount, "amount_refunded": 0,
         "balance_transaction": new_id("txn"),
         "billing_details": {"address": nulls("city country line1 line2 postal_code state"),
                             **nulls("email name phone tax_id")},
-        "calculated_statement_descriptor": "STAND-IN", "captured": True, "created": now(), "currency": currency,
-        "customer": payer, "disputed": False, "fraud_details": {}, "livemode": False, "metadata": {},
+        "calculated_statement_descriptor": "STAND-IN", "captured": True, "created": now(),
+        "currency": sold["currency"], "customer": sold["customer"], "disputed": False, "fraud_details": {},
+        "livemode": False, "metadata": sold.get("_metadata", {}),
         "outcome": {"network_status": "approved_by_network", "risk_level": "normal", "type": "authorized",
                     "seller_message": "Payment complete.", "reason": None,
                     **nulls("advice_code network_advice_code network_decline_code")},
