@@ -69,9 +69,10 @@ port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0));
 url=http://127.0.0.1:$port
 admin_key=sk_live_$(random)
 # Nothing of what is set here for other servers.
-(cd -- "$work" && exec env -i PATH="$PATH" HOST=127.0.0.1 PORT="$port" DATABASE_URL="sqlite:$work/e2e.db" \
-    BOOTSTRAP_API_KEY="$admin_key" STRIPE_SECRET_KEY="sk_test_$(random)" STRIPE_API_BASE="$stripe_url" \
-    STRIPE_WEBHOOK_SECRET="whsec_$(random),$webhook_secret" "$binary" >"$work/server.out" 2>"$work/server.log") &
+environment=(PATH="$PATH" HOST=127.0.0.1 PORT="$port" DATABASE_URL="sqlite:$work/e2e.db"
+    BOOTSTRAP_API_KEY="$admin_key" STRIPE_SECRET_KEY="sk_test_$(random)" STRIPE_API_BASE="$stripe_url"
+    STRIPE_WEBHOOK_SECRET="whsec_$(random),$webhook_secret")
+(cd -- "$work" && exec env -i "${environment[@]}" "$binary" >"$work/server.out" 2>"$work/server.log") &
 server_pid=$!
 for _ in {1..100}; do
     curl -sS -m 2 -o "$work/ready" "$url/ready" 2>"$work/curl" && break
@@ -252,6 +253,20 @@ expect 200
 plan pro active
 credits 295
 passed "400; one good signature of two: 200"
+
+begin "a payment that belongs to no purchase of ours"
+price='line_items[0][price_data]'
+sold="mode=payment&success_url=https://shop.example/&line_items[0][quantity]=1&${price}[product_data][name]=Else"
+sold+="&${price}[currency]=usd&${price}[unit_amount]=1000"
+stripe POST /v1/checkout/sessions '' --data "$sold" -H 'Authorization: Bearer sk_test_else' -H 'Idempotency-Key: else'
+happens "sessions/$(field .id)/pay"
+kept=$(field '.events[0].id')
+credits 295
+request='spell-platform webhooks list'
+listed=$(env -i "${environment[@]}" "$binary" webhooks list 2>"$work/command.log") \
+    || surprise "exit 0" "$(<"$work/command.log")"
+[[ $(wc -l <<<"$listed") == 1 && $listed == *"$kept"* && $listed == *kept* ]] || surprise "a line for $kept" "$listed"
+passed "is kept for the operator"
 
 begin "Stripe fails"
 stripe POST /_/fail '{"status":500,"times":100}'

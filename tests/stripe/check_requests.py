@@ -6,7 +6,8 @@
 
 What was sent is a JSON list of {"method","path","headers","body"}, where the body is the form as it
 went over the wire; `GET /_/requests` of scripts/stripe-stand-in answers with such a list. The
-description is $TEST_STRIPE_TOOLS/stripe.com.json, which scripts/test brings.
+description is $TEST_STRIPE_TOOLS/stripe.com.json, which scripts/test brings. Going by its fields it is
+of early 2023, whatever date it bears: a field that Stripe added later has to wait for another one.
 
 Exits with 1 and a sentence for each problem, also where there was nothing to check.
 """
@@ -62,7 +63,6 @@ class Description:
     def __init__(self, file):
         with open(file, encoding="utf-8") as opened:
             self.spec = json.load(opened)
-        self.version = self.spec["info"]["version"]
 
     def resolve(self, schema):
         while "$ref" in schema:
@@ -270,7 +270,7 @@ def main():
         with open(arguments.file, encoding="utf-8") if arguments.file else sys.stdin as opened:
             requests = json.load(opened)
         problems = check_all(description, requests)
-        done = f"{len(requests)} requests are as Stripe's description ({description.version}) wants them"
+        done = f"{len(requests)} requests are as Stripe's description wants them"
     print("\n".join(problems) or done)
     sys.exit(bool(problems))
 
