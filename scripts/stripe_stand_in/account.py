@@ -1,0 +1,192 @@
+"""A Stripe account in memory: what is bought there, and the events that come of it."""
+
+import json
+
+from . import objects
+from .objects import Refused, new_id, now, public
+
+
+class Account:
+    """Its methods are called one at a time; `made` are the events of the last one."""
+
+    def __init__(self):
+        self.customers, self.sessions, self.subscriptions, self.invoices = {}, {}, {}, {}
+        # by payment intent, of which each has one charge
+        self.charges = {}
+        self.disputes, self.prices, self.events, self.made = {}, {}, {}, []
+
+    def emit(self, kind, thing, **previous):
+        event = objects.event(kind, thing, previous)
+        # As Stripe prints it. The signature is over these bytes.
+        record = {"id": event["id"], "type": kind, "body": json.dumps(event, indent=2, ensure_ascii=False)}
+        self.events[event["id"]] = record
+        self.made.append(record)
+
+    @staticmethod
+    def find(kind, things, name, param, status=400):
+        if not isinstance(name, str) or name not in things:
+            raise Refused(status, f"No such {kind}: '{name}'", code="resource_missing", param=param)
+        return things[name]
+
+    # --- What Stripe's API does ----------------------------------------------------------------------------
+
+    def create_customer(self, form, base=None):
+        customer = objects.customer(form)
+        self.customers[customer["id"]] = customer
+        return customer
+
+    def get_customer(self, name, form):
+        return self.find("customer", self.customers, name, "id", 404)
+
+    def create_session(self, form, base):
+        if form.get("customer"):
+            self.find("customer", self.customers, form["customer"], "customer")
+        session = objects.session(form, base, self.prices)
+        self.sessions[session["id"]] = session
+        return self.expanded(session, form)
+
+    def get_session(self, name, form):
+        return self.expanded(self.find("checkout.session", self.sessions, name, "session", 404), form)
+
+    @staticmethod
+    def expanded(session, form):
+        wanted = "line_items" in form.get("expand", [])
+        return public(session) | ({"line_items": session["_line_items"]} if wanted else {})
+
+    def create_portal(self, form, base):
+        if not form.get("customer"):
+            raise objects.missing("customer")
+        self.find("customer", self.customers, form["customer"], "customer")
+        return objects.portal_session(form, base)
+
+    # --- What customers, their banks and time do -------------------------------------------------------------
+
+    def pay(self, name, later=None):
+        """Pays a session. `later`, "true" or "fail", is a payment that takes days: the first call
+        completes the session, the second one says how it ended."""
+        session = self.find("checkout.session", self.sessions, name, "session", 404)
+        waits = session["status"] == "complete" and session["payment_status"] == "unpaid"
+        if session["status"] != "open" and not (waits and later):
+            raise Refused(400, f"This session is {session['status']} and {session['payment_status']}")
+        if not waits:
+            self.complete(session)
+        subscription = self.subscriptions.get(session["subscription"])
+        if later and not waits:
+            outcome = "completed"
+        elif later == "fail":
+            outcome = "async_payment_failed"
+        else:
+            outcome = "async_payment_succeeded" if waits else "completed"
+            session["payment_status"] = "paid"
+        self.emit(f"checkout.session.{outcome}", session)
+        if subscription and not waits:
+            self.emit("customer.subscription.created", subscription)
+        if session["payment_status"] == "paid":
+            if subscription:
+                self.move(subscription, status="active")
+                self.settle(self.invoices[session["invoice"]])
+            else:
+                self.charge(session["payment_intent"], session["amount_total"], session)
+        elif subscription and waits:
+            self.move(subscription, status="incomplete_expired", ended_at=now())
+        return session
+
+    def complete(self, session):
+        """The customer has filled in the form."""
+        email = session["customer_email"]
+        if session["mode"] == "subscription":
+            session["customer"] = session["customer"] or self.create_customer({"email": email})["id"]
+            subscription = objects.subscription(session)
+            self.subscriptions[subscription["id"]] = subscription
+            invoice = self.bill(subscription, "subscription_create")
+            session.update(subscription=subscription["id"], invoice=invoice["id"])
+        else:
+            session["payment_intent"] = new_id("pi")
+        email = email or self.customers.get(session["customer"], {}).get("email")
+        session.update(status="complete", url=None, customer_details=objects.customer_details(email))
+
+    def charge(self, payment_intent, amount, sold):
+        self.charges[payment_intent] = objects.charge(payment_intent, amount, sold)
+
+    def bill(self, subscription, reason):
+        invoice = objects.invoice(subscription, reason)
+        self.invoices[invoice["id"]] = invoice
+        subscription["latest_invoice"] = invoice["id"]
+        return invoice
+
+    def settle(self, invoice):
+        self.charge(invoice["_payment_intent"], invoice["total"], invoice)
+        objects.pay_invoice(invoice)
+        self.emit("invoice.paid", invoice)
+
+    def move(self, subscription, to="updated", **changes):
+        previous = {key: subscription[key] for key in changes if subscription[key] != changes[key]}
+        subscription.update(changes)
+        self.emit(f"customer.subscription.{to}", subscription, **previous)
+
+    def expire(self, name):
+        session = self.find("checkout.session", self.sessions, name, "session", 404)
+        if session["status"] != "open":
+            raise Refused(400, f"Only an open session can expire; this one is {session['status']}")
+        session.update(status="expired", url=None)
+        self.emit("checkout.session.expired", session)
+        return session
+
+    def subscription(self, name, what, at_period_end=False):
+        subscription = self.find("subscription", self.subscriptions, name, "id", 404)
+        if what == "cancel" and at_period_end:
+            end = subscription["items"]["data"][0]["current_period_end"]
+            self.move(subscription, cancel_at_period_end=True, cancel_at=end, canceled_at=now())
+        elif what == "cancel":
+            self.move(subscription, "deleted", status="canceled", canceled_at=now(), ended_at=now())
+        elif what == "renew":
+            objects.next_period(subscription)
+            invoice = self.bill(subscription, "subscription_cycle")
+            self.move(subscription, status="active")
+            self.settle(invoice)
+        elif what == "fail_payment":
+            objects.next_period(subscription)
+            invoice = self.bill(subscription, "subscription_cycle")
+            invoice.update(attempted=True, attempt_count=1, next_payment_attempt=now() + 3 * 86_400)
+            self.emit("invoice.payment_failed", invoice)
+            self.move(subscription, status="past_due")
+        elif what == "pause":
+            self.move(subscription, "paused", status="paused")
+        else:
+            self.move(subscription, "resumed", status="active")
+        return subscription
+
+    def charged(self, given):
+        """The charge of a payment intent, or of an invoice's."""
+        invoice = self.invoices.get(given.get("invoice"), {})
+        payment_intent = invoice.get("_payment_intent", given.get("payment_intent"))
+        return self.find("payment_intent", self.charges, payment_intent, "payment_intent")
+
+    def refund(self, given):
+        charge = self.charged(given)
+        before = charge["amount_refunded"]
+        rest = charge["amount"] - before
+        amount = given.get("amount", rest)
+        if not 0 < amount <= rest:
+            raise Refused(400, f"{amount} can't be refunded of a charge with {rest} left", param="amount")
+        charge.update(amount_refunded=before + amount, refunded=amount == rest)
+        self.emit("charge.refunded", charge, amount_refunded=before)
+        return charge
+
+    def dispute(self, given):
+        if "close" not in given:
+            charge = self.charged(given)
+            dispute = objects.dispute(charge)
+            self.disputes[dispute["id"]] = dispute
+            charge["disputed"] = True
+            self.emit("charge.dispute.created", dispute)
+            return dispute
+        if given["close"] not in ("won", "lost"):
+            raise Refused(400, "close is won or lost", param="close")
+        payment_intent = given.get("payment_intent")
+        for dispute in reversed(self.disputes.values()):
+            if dispute["status"] == "needs_response" and payment_intent in (None, dispute["payment_intent"]):
+                dispute["status"] = given["close"]
+                self.emit("charge.dispute.closed", dispute, status="needs_response")
+                return dispute
+        raise Refused(404, "There is no open dispute", code="resource_missing")
