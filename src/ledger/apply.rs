@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     clock::Time,
-    id::HoldId,
+    id::{BatchId, HoldId},
     money::Nanos,
     store::{StoreError, Tx, Value, binds},
 };
@@ -36,12 +36,16 @@ pub struct Applied {
     pub overrun: u64,
 }
 
-/// Applies `requests` in their order, inside `tx`.
-pub async fn apply(tx: &mut Tx, requests: &[&Request]) -> Result<Applied, StoreError> {
+/// Applies `requests` in their order, inside `tx`. If anything is written, the `batch`'s id is as well.
+pub async fn apply(
+    tx: &mut Tx,
+    requests: &[&Request],
+    batch: Option<(&BatchId, Time)>,
+) -> Result<Applied, StoreError> {
     let mut working = Working::load(tx, requests).await?;
     let outcomes = requests.iter().map(|request| working.decide(request)).collect();
     let (late, overrun) = (working.writes.late, working.writes.overrun);
-    let wrote = working.write(tx).await?;
+    let wrote = working.write(tx, batch).await?;
     Ok(Applied { outcomes, wrote, late, overrun })
 }
 
@@ -328,7 +332,7 @@ impl Working {
     }
 
     /// Writes back what changed; gives whether anything did.
-    async fn write(mut self, tx: &mut Tx) -> Result<bool, StoreError> {
+    async fn write(mut self, tx: &mut Tx, batch: Option<(&BatchId, Time)>) -> Result<bool, StoreError> {
         for (id, subject) in &self.subjects {
             let now = &self.books.balances[id];
             if *now != self.loaded[id] {
@@ -338,7 +342,7 @@ impl Working {
         for id in &self.changed_holds {
             self.writes.put_hold(&self.holds[id]);
         }
-        self.writes.write(tx).await
+        self.writes.write(tx, batch).await
     }
 }
 

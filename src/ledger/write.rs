@@ -7,11 +7,13 @@ use super::{
 };
 use crate::{
     clock::Time,
+    id::BatchId,
     store::{Rows, Statement, StoreError, Tx, binds, statements},
 };
 
 statements! {
-    PUT_BALANCES = "
+    // What nearly every batch writes, in one go.
+    WRITE_BOOKS = "
         INSERT INTO balances (id, account_id, kind, key_id, spell, budget_id, starts_at,
                               granted, posted, pending, calls)
         SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3,
@@ -21,18 +23,21 @@ statements! {
         FROM {rows} WHERE true
         ON CONFLICT (id) DO UPDATE SET
             granted = excluded.granted, posted = excluded.posted, pending = excluded.pending,
-            calls = excluded.calls";
-    ADD_ENTRIES = "
+            calls = excluded.calls
+        {and}
         INSERT INTO entries (reference, cause, balance_id, amount, created_at)
         SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2,
                CAST(given.value ->> 3 AS BIGINT), CAST(given.value ->> 4 AS BIGINT)
-        FROM {rows}";
-    ADD_CASTS = "
+        FROM {rows2}
+        {and}
         INSERT INTO casts (id, account_id, key_id, spell, status, cost, created_at, finished_at)
         SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3,
                given.value ->> 4, CAST(given.value ->> 5 AS BIGINT),
                CAST(given.value ->> 6 AS BIGINT), CAST(given.value ->> 7 AS BIGINT)
-        FROM {rows}";
+        FROM {rows3}
+        {and}
+        INSERT INTO batches (id, created_at)
+        SELECT given.value ->> 0, CAST(given.value ->> 1 AS BIGINT) FROM {rows4}";
     END_CASTS = "
         UPDATE casts SET status = given.value ->> 1, cost = CAST(given.value ->> 2 AS BIGINT),
                error_code = given.value ->> 3, finished_at = CAST(given.value ->> 4 AS BIGINT)
@@ -114,12 +119,10 @@ impl Writes {
         ]);
     }
 
-    /// Writes all of it; gives whether there was anything to write.
-    pub async fn write(self, tx: &mut Tx) -> Result<bool, StoreError> {
-        let statements: [(&Statement, Rows); 9] = [
-            (&PUT_BALANCES, self.balances),
-            (&ADD_ENTRIES, self.entries),
-            (&ADD_CASTS, self.casts),
+    /// Writes all of it, and with it the batch's id, if it has one; gives whether there was anything to
+    /// write.
+    pub async fn write(self, tx: &mut Tx, batch: Option<(&BatchId, Time)>) -> Result<bool, StoreError> {
+        let rest: [(&Statement, Rows); 6] = [
             (&END_CASTS, self.ended_casts),
             (&PUT_HOLDS, self.holds),
             (&PUT_KEYS, self.keys),
@@ -127,13 +130,20 @@ impl Writes {
             (&DROP_KEYS_OF_HOLDS, self.keys_of_lost_holds),
             (&DROP_KEYS, self.dropped_keys),
         ];
-        let mut wrote = false;
-        for (statement, rows) in statements {
+        let books = [&self.balances, &self.entries, &self.casts];
+        if books.iter().all(|rows| rows.is_empty()) && rest.iter().all(|(_, rows)| rows.is_empty()) {
+            return Ok(false);
+        }
+        let mut id = Rows::default();
+        if let Some((batch, at)) = batch {
+            id.push(binds![batch, at]);
+        }
+        tx.execute(&WRITE_BOOKS, binds![self.balances, self.entries, self.casts, id]).await?;
+        for (statement, rows) in rest {
             if !rows.is_empty() {
                 tx.execute(statement, binds![rows]).await?;
-                wrote = true;
             }
         }
-        Ok(wrote)
+        Ok(true)
     }
 }

@@ -279,7 +279,8 @@ impl Lane {
     async fn attempt(&self, id: &BatchId, batch: &[Job]) -> Result<Applied, Failure> {
         let mut tx = self.db.begin().await.map_err(Failure::Store)?;
         let requests: Vec<&Request> = batch.iter().map(|job| &job.request).collect();
-        let applied = match apply(&mut tx, &requests).await {
+        let at = batch.iter().map(|job| job.request.at).max().unwrap_or_default();
+        let applied = match apply(&mut tx, &requests, Some((id, at))).await {
             Ok(applied) => applied,
             Err(error) => {
                 // Rolled back, its connection serves the next attempt; dropped, it would be closed.
@@ -294,8 +295,6 @@ impl Lane {
             tx.rollback().await.map_err(Failure::Store)?;
             return Ok(applied);
         }
-        let at = batch.iter().map(|job| job.request.at).max().unwrap_or_default();
-        tx.execute(&LEAVE_BATCH_ID, binds![id, at]).await.map_err(Failure::Store)?;
         match tx.commit().await {
             Ok(()) => Ok(applied),
             Err(StoreError::Unavailable(_)) => Err(Failure::Unknown(applied)),

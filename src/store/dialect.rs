@@ -11,7 +11,7 @@ use sqlx::{
 
 use tokio::time::timeout;
 
-use super::{PATIENCE, Pools, StoreError, statements};
+use super::{PATIENCE, Pools, StoreError, statements, writer::Writer};
 
 /// Which database this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,10 @@ pub enum Backend {
 /// Fills in a statement's tokens:
 /// - `{rows}`: the elements of the JSON array in `$1`, as `given.value`. Each database has its own
 ///   function for that.
+/// - `{rows2}` to `{rows4}`: the same of `$2` to `$4`.
+/// - `{and}`, between statements whose rows nobody asks for and that touch different tables: all of them
+///   go to the database at once. SQLite runs one after the other; PostgreSQL takes one statement at
+///   a time, of which the others are parts.
 /// - `{for_update}`: PostgreSQL locks the rows it read; SQLite's transaction already has the one
 ///   write lock, and no such clause.
 /// - `{now_ms}`: the database's own clock.
@@ -30,16 +34,30 @@ pub(super) fn render(text: &str, backend: Backend) -> String {
     let tokens = match backend {
         Backend::Sqlite => [
             ("{rows}", "json_each($1) AS given"),
+            ("{rows2}", "json_each($2) AS given"),
+            ("{rows3}", "json_each($3) AS given"),
+            ("{rows4}", "json_each($4) AS given"),
             ("{for_update}", ""),
             ("{now_ms}", "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS BIGINT)"),
         ],
         Backend::Postgres => [
             ("{rows}", "jsonb_array_elements(CAST($1 AS jsonb)) AS given(value)"),
+            ("{rows2}", "jsonb_array_elements(CAST($2 AS jsonb)) AS given(value)"),
+            ("{rows3}", "jsonb_array_elements(CAST($3 AS jsonb)) AS given(value)"),
+            ("{rows4}", "jsonb_array_elements(CAST($4 AS jsonb)) AS given(value)"),
             ("{for_update}", "FOR UPDATE"),
             ("{now_ms}", "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"),
         ],
     };
-    tokens.iter().fold(text.to_owned(), |text, (token, meaning)| text.replace(token, meaning))
+    let text = tokens.iter().fold(text.to_owned(), |text, (token, meaning)| text.replace(token, meaning));
+    let parts: Vec<&str> = text.split("{and}").collect();
+    match (backend, parts.split_last()) {
+        (Backend::Postgres, Some((last, parts))) if !parts.is_empty() => {
+            let named = parts.iter().enumerate().map(|(n, part)| format!("part_{n} AS ({part})"));
+            format!("WITH {} {last}", named.collect::<Vec<_>>().join(", "))
+        }
+        _ => parts.join(";"),
+    }
 }
 
 statements! {
@@ -98,16 +116,14 @@ pub(super) fn open(url: &str) -> Result<Pools, String> {
                 .busy_timeout(Duration::from_millis(2_000))
                 .foreign_keys(true)
                 .pragma("cache_size", "-65536");
-            let pool = |connections| {
-                PoolOptions::new()
-                    .max_connections(connections)
-                    .acquire_timeout(PATIENCE)
-                    .idle_timeout(None)
-                    .max_lifetime(None)
-                    .test_before_acquire(false)
-                    .connect_lazy_with(options.clone())
-            };
-            Pools::Sqlite { write: pool(1), read: pool(4) }
+            let read = PoolOptions::new()
+                .max_connections(4)
+                .acquire_timeout(PATIENCE)
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .test_before_acquire(false)
+                .connect_lazy_with(options.clone());
+            Pools::Sqlite { write: Writer::new(options), read }
         }
         Options::Postgres(unhurried) => {
             let unhurried = unhurried.application_name("spell-platform");

@@ -32,7 +32,13 @@ pub(super) async fn run(pools: &Pools) -> Result<(), StoreError> {
         Pools::Sqlite { write, .. } => {
             let mut attempts = 0;
             loop {
-                match SQLITE.run(write).await {
+                let mut lease = write.acquire().await.map_err(dialect::classify)?;
+                let connection = lease.connection().map_err(dialect::classify)?;
+                let done = SQLITE.run_direct(None, connection, false).await;
+                if done.is_err() {
+                    lease.discard();
+                }
+                match done {
                     Err(_) if attempts < 5 => {
                         attempts += 1;
                         tokio::time::sleep(Duration::from_millis(40 * attempts)).await;

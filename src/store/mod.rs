@@ -17,6 +17,7 @@ mod migrate;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 use std::{
     future::poll_fn,
@@ -36,6 +37,7 @@ use sqlx::{
 use tokio::{runtime::Handle, sync::Semaphore, time::Instant};
 
 pub use dialect::Backend;
+use writer::{SqliteLease, Writer};
 
 /// How long a statement, or a whole transaction, may take before it counts as a failed database.
 /// Below the three seconds within which a caller is promised an answer.
@@ -204,7 +206,7 @@ pub struct Db {
 #[derive(Clone)]
 enum Pools {
     /// SQLite has one writer at a time in any case; one connection makes the waiting ours.
-    Sqlite { write: SqlitePool, read: SqlitePool },
+    Sqlite { write: Writer, read: SqlitePool },
     Postgres {
         write: PgPool,
         read: PgPool,
@@ -262,7 +264,7 @@ impl Db {
             (pool.size() as usize).saturating_sub(pool.num_idle())
         }
         match &self.pools {
-            Pools::Sqlite { write, read } => used(write) + used(read),
+            Pools::Sqlite { write, read } => usize::from(write.is_in_use()) + used(read),
             Pools::Postgres { write, read, .. } => used(write) + used(read),
         }
     }
@@ -344,9 +346,10 @@ impl Db {
         }
         let mut acquire = Box::pin(async {
             Ok(match &self.pools {
-                Pools::Sqlite { write, read } => {
-                    Connection::Sqlite(if writes { write } else { read }.acquire().await?)
-                }
+                Pools::Sqlite { write, read } => Connection::Sqlite(match writes {
+                    true => write.acquire().await?,
+                    false => SqliteLease::Read(read.acquire().await?),
+                }),
                 Pools::Postgres { write, read, .. } => {
                     Connection::Postgres(if writes { write } else { read }.acquire().await?)
                 }
@@ -381,7 +384,7 @@ fn no_row() -> StoreError {
 }
 
 enum Connection {
-    Sqlite(PoolConnection<Sqlite>),
+    Sqlite(SqliteLease),
     Postgres(PoolConnection<Postgres>),
 }
 
@@ -407,7 +410,7 @@ macro_rules! on_connection {
                             Value::Bool(truth) => query.bind(truth),
                         };
                     }
-                    query.$method(&mut **connection).await.map(|done| done.into())
+                    query.$method(connection.connection()?).await.map(|done| done.into())
                 }
                 Some(Connection::Postgres(connection)) => {
                     let mut query = sqlx::$query::<Postgres $(, $T)?>($statement.on(Backend::Postgres));
@@ -454,7 +457,7 @@ impl Lease {
         let work = async {
             match self.connection.as_mut() {
                 Some(Connection::Sqlite(connection)) => {
-                    sqlx::raw_sql(text).execute(&mut **connection).await.map(drop)
+                    sqlx::raw_sql(text).execute(connection.connection()?).await.map(drop)
                 }
                 Some(Connection::Postgres(connection)) => {
                     sqlx::raw_sql(text).execute(&mut **connection).await.map(drop)
@@ -471,7 +474,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         match self.connection.take() {
-            Some(Connection::Sqlite(connection)) if !self.clean => drop(connection.detach()),
+            Some(Connection::Sqlite(connection)) if !self.clean => connection.discard(),
             Some(Connection::Postgres(connection)) if !self.clean => drop(connection.detach()),
             _ => {}
         }

@@ -37,7 +37,7 @@ async fn every_statement_prepares_on_both() {
         for statement in inventory::iter::<&'static Statement> {
             let text = statement.on(db.backend());
             let outcome = match &db.pools {
-                Pools::Sqlite { write, .. } => write.prepare(text.into_sql_str()).await.map(drop),
+                Pools::Sqlite { read, .. } => read.prepare(text.into_sql_str()).await.map(drop),
                 Pools::Postgres { write, .. } => write.prepare(text.into_sql_str()).await.map(drop),
             };
             assert!(outcome.is_ok(), "{:?}: {text}: {outcome:?}", db.backend());

@@ -230,7 +230,7 @@ async fn settle(
     }
     let action = Action::Grant { reference: format!("{reference}/{event}"), cause, amount: change };
     let request = Request { account: grant.account_id.into(), at: now, action };
-    match ledger::apply(tx, &[&request]).await?.outcomes.as_slice() {
+    match ledger::apply(tx, &[&request], None).await?.outcomes.as_slice() {
         [Outcome::Done] => {}
         _ => return Err(unfit()),
     }
