@@ -27,7 +27,7 @@ use crate::{
     rate::Limiter,
     spell::{Spells, upstream::Upstream},
     store::{Db, PATIENCE, StoreError},
-    stripe::{Stripe, effect::Terms, webhook::Webhook},
+    stripe::{Stripe, webhook::Webhook},
     telemetry::Metrics,
 };
 
@@ -97,9 +97,9 @@ impl Application {
             tasks: TaskTracker::new(),
             runtime: Handle::current(),
         };
-        let terms = Terms { credit_price: config.billing.credit_price };
-        let webhook = Webhook::new(db.clone(), clock.clone(), identity.clone(), metrics.clone(), terms);
         let stripe = Stripe::new(&config.billing, db.clone(), clock.clone()).map_err(StartError::Stripe)?;
+        let webhook =
+            Webhook::new(db.clone(), clock.clone(), identity.clone(), metrics.clone(), stripe.clone());
         let state = AppState {
             config,
             clock,

@@ -11,7 +11,7 @@ use crate::{
     identity::Identity,
     inbox::{self, Delivery, StoredEvent},
     store::{Db, StoreError},
-    stripe::{effect::Terms, webhook::Webhook},
+    stripe::{Stripe, webhook::Webhook},
     telemetry::Metrics,
 };
 
@@ -57,6 +57,8 @@ pub enum Webhooks {
 pub enum CommandError {
     #[error("DATABASE_URL: {0}")]
     Database(String),
+    #[error("{0}")]
+    Stripe(String),
     #[error("--status must be all or one of {}", inbox::STATUSES.join(", "))]
     Status,
     #[error(transparent)]
@@ -107,8 +109,8 @@ async fn open_events(db: &Db, statuses: &[&str]) -> Result<Vec<StoredEvent>, Sto
 async fn replay(config: &Config, db: &Db, ids: Vec<String>) -> Result<(), CommandError> {
     let clock = Clock::system();
     let identity = Identity::new(db.clone(), clock.clone());
-    let terms = Terms { credit_price: config.billing.credit_price };
-    let webhook = Webhook::new(db.clone(), clock, identity, Arc::new(Metrics::new()), terms);
+    let stripe = Stripe::new(&config.billing, db.clone(), clock.clone()).map_err(CommandError::Stripe)?;
+    let webhook = Webhook::new(db.clone(), clock, identity, Arc::new(Metrics::new()), stripe);
     let mut failed = 0;
     for id in ids {
         match webhook.replay(&id).await {

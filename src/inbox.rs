@@ -106,16 +106,21 @@ statements! {
         INSERT INTO webhook_events (source, id, type, created_at, received_at, body, status, attempts)
         VALUES ($1, $2, $3, $4, $5, $6, 'received', 0) ON CONFLICT (source, id) DO NOTHING";
     LOCK_SOURCE = "SELECT name FROM webhook_sources WHERE name = $1 {for_update}";
-    EVENT = "SELECT status, body FROM webhook_events WHERE source = $1 AND id = $2";
+    STATUS = "SELECT status FROM webhook_events WHERE source = $1 AND id = $2";
+    BODY = "SELECT body FROM webhook_events WHERE source = $1 AND id = $2";
     DONE = "
         UPDATE webhook_events SET status = $3, detail = $4, done_at = $5, attempts = attempts + 1
         WHERE source = $1 AND id = $2";
     FAILED = "
         UPDATE webhook_events SET status = 'failed', detail = $3, attempts = attempts + 1
-        WHERE source = $1 AND id = $2 AND status IN ('received', 'failed', 'kept')";
+        WHERE source = $1 AND id = $2 AND status <> 'applied'";
     EVENTS = concat!("SELECT ", event_columns!(), " FROM webhook_events
         WHERE status IN (SELECT given.value ->> 0 FROM {rows}) AND (received_at, id) < ($2, $3)
         ORDER BY received_at DESC, id DESC LIMIT $4");
+    // By an index of its own, since all but a few events are applied or ignored.
+    OPEN_EVENTS = concat!("SELECT ", event_columns!(), " FROM webhook_events
+        WHERE status IN ('received', 'failed', 'kept') AND (received_at, id) < ($1, $2)
+        ORDER BY received_at DESC, id DESC LIMIT $3");
     STORED = concat!("SELECT ", event_columns!(), " FROM webhook_events WHERE source = $1 AND id = $2");
 }
 
@@ -155,15 +160,21 @@ pub async fn store(db: &Db, source: Source, event: &Incoming, now: Time) -> Resu
     Ok(())
 }
 
-/// Applies a stored event by `effect`, which is given its body, unless that was done before.
-/// `None`: there is no such event. One that was kept is tried again only if `again`.
+/// A stored event's body.
+pub async fn body(db: &Db, source: Source, id: &str) -> Result<Option<String>, StoreError> {
+    let row: Option<(String,)> = db.optional(&BODY, binds![source.as_str(), id]).await?;
+    Ok(row.map(|(body,)| body))
+}
+
+/// Applies a stored event by `effect`, unless that was done before.
+/// `None`: there is no such event. One that was ignored or kept is tried again only if `again`.
 pub async fn apply(
     db: &Db,
     source: Source,
     id: &str,
     again: bool,
     now: Time,
-    effect: impl AsyncFn(&mut Tx, &str) -> Result<Verdict, StoreError>,
+    effect: impl AsyncFn(&mut Tx) -> Result<Verdict, StoreError>,
 ) -> Result<Option<Delivery>, StoreError> {
     let mut attempt = 1;
     loop {
@@ -185,18 +196,18 @@ async fn attempt_to_apply(
     id: &str,
     again: bool,
     now: Time,
-    effect: &impl AsyncFn(&mut Tx, &str) -> Result<Verdict, StoreError>,
+    effect: &impl AsyncFn(&mut Tx) -> Result<Verdict, StoreError>,
 ) -> Result<Option<Delivery>, StoreError> {
     let mut tx = db.begin().await?;
     let _: (String,) = tx.one(&LOCK_SOURCE, binds![source.as_str()]).await?;
-    let event: Option<(String, String)> = tx.optional(&EVENT, binds![source.as_str(), id]).await?;
-    let Some((status, body)) = event else {
+    let event: Option<(String,)> = tx.optional(&STATUS, binds![source.as_str(), id]).await?;
+    let Some((status,)) = event else {
         return tx.rollback().await.map(|()| None);
     };
-    if matches!(status.as_str(), "applied" | "ignored") || (status == "kept" && !again) {
+    if status == "applied" || (matches!(status.as_str(), "ignored" | "kept") && !again) {
         return tx.rollback().await.map(|()| Some(Delivery::Again));
     }
-    let verdict = effect(&mut tx, &body).await?;
+    let verdict = effect(&mut tx).await?;
     tx.execute(&DONE, binds![source.as_str(), id, verdict.status(), verdict.detail(), now]).await?;
     tx.commit().await?;
     Ok(Some(Delivery::First(verdict)))
@@ -216,8 +227,10 @@ pub async fn list(
     limit: i64,
 ) -> Result<Vec<StoredEvent>, StoreError> {
     let (at, id) = before.unwrap_or((Time(i64::MAX), ""));
-    let values = binds![Rows::of(statuses), at, id, limit];
-    let rows: Vec<EventRow> = db.scan(&EVENTS, values).await?;
+    let rows: Vec<EventRow> = match statuses == OPEN {
+        true => db.scan(&OPEN_EVENTS, binds![at, id, limit]).await?,
+        false => db.scan(&EVENTS, binds![Rows::of(statuses), at, id, limit]).await?,
+    };
     Ok(rows.into_iter().map(StoredEvent::from).collect())
 }
 

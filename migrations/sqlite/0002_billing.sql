@@ -39,6 +39,9 @@ CREATE TABLE plans (
     updated_at BIGINT NOT NULL
 );
 
+CREATE UNIQUE INDEX plans_default ON plans (is_default) WHERE is_default;
+CREATE UNIQUE INDEX plans_by_price ON plans (stripe_price_id);
+
 CREATE TABLE stripe_customers (
     account_id TEXT PRIMARY KEY NOT NULL REFERENCES accounts (id),
     customer_id TEXT NOT NULL UNIQUE,
@@ -56,6 +59,9 @@ CREATE TABLE purchases (
     credits BIGINT,
     amount_cents BIGINT NOT NULL,
     currency TEXT NOT NULL,
+    -- nano-dollars that a credit of it pays for, and the credits that come with the first period
+    credit_value BIGINT NOT NULL,
+    included_credits BIGINT NOT NULL,
     -- 'open', 'processing', 'failed', 'expired', 'mismatched' or 'paid'
     status TEXT NOT NULL,
     session_id TEXT UNIQUE,
@@ -133,7 +139,8 @@ INSERT INTO webhook_sources (name) VALUES ('stripe');
 
 -- Every event that came with a good signature, before anything is made of it.
 CREATE TABLE webhook_events (
-    source TEXT NOT NULL REFERENCES webhook_sources (name),
+    -- one of webhook_sources; no foreign key, since storing would wait for whoever applies
+    source TEXT NOT NULL,
     id TEXT NOT NULL,
     type TEXT NOT NULL,
     -- when it happened, as its sender says
@@ -150,4 +157,6 @@ CREATE TABLE webhook_events (
     done_at BIGINT,
     PRIMARY KEY (source, id)
 );
-CREATE INDEX webhook_events_by_status ON webhook_events (source, status, received_at, id);
+CREATE INDEX webhook_events_by_time ON webhook_events (received_at, id);
+CREATE INDEX webhook_events_open ON webhook_events (received_at, id)
+    WHERE status IN ('received', 'failed', 'kept');

@@ -11,6 +11,7 @@ use crate::{
     clock::Time,
     id::{AccountId, BudgetId, KeyId},
     money::Nanos,
+    plan,
     store::{Db, Rows, StoreError, Tx, binds, statements},
     window::Period,
 };
@@ -105,6 +106,21 @@ statements! {
         FROM budgets
         WHERE account_id IN (SELECT given.value ->> 0 FROM {rows})
         ORDER BY account_id, updated_at DESC, change_id DESC";
+    // Each version of a plan has windows of its own: those of another did not see what was spent
+    // meanwhile.
+    BUDGETS_AND_PLANS = concat!("
+        SELECT id, account_id, scope, period, soft_limit, hard_limit, notify_thresholds, locked,
+               created_at, updated_at
+        FROM budgets
+        WHERE account_id IN (SELECT given.value ->> 0 FROM {rows})
+        UNION ALL
+        SELECT 'plan/' || accounts.id || '/' || plans.version, accounts.id, 'account', 'monthly',
+               CAST(NULL AS BIGINT), plans.hard_limit_cents * 10000000, '[]', true,
+               CAST(0 AS BIGINT), CAST(0 AS BIGINT)
+        FROM accounts JOIN plans ON ", plan::is_accounts!(), "
+        WHERE accounts.id IN (SELECT given.value ->> 0 FROM {rows}) AND plans.hard_limit_cents IS NOT NULL
+          AND NOT EXISTS (SELECT 1 FROM budgets WHERE budgets.account_id = accounts.id
+                          AND budgets.scope = 'account' AND budgets.period = 'monthly')");
     PUT_BUDGET = "
         INSERT INTO budgets (id, account_id, scope, period, soft_limit, hard_limit,
                              notify_thresholds, locked, created_at, updated_at, change_id)
@@ -166,35 +182,21 @@ pub async fn of_accounts(
     rows.into_iter().map(Budget::try_from).collect()
 }
 
+/// All that limits these accounts: their budgets, and for who has no monthly budget for all that it
+/// spends, the limit that its plan brings for that. To be asked under the accounts' locks.
+pub async fn in_force(
+    tx: &mut Tx,
+    accounts: impl IntoIterator<Item = &AccountId>,
+) -> Result<Vec<Budget>, StoreError> {
+    let accounts = Rows::of(accounts.into_iter().map(AccountId::as_str));
+    let rows: Vec<BudgetRow> = tx.all(&BUDGETS_AND_PLANS, binds![accounts]).await?;
+    rows.into_iter().map(Budget::try_from).collect()
+}
+
 /// The budgets of one account, the one set last first.
 pub async fn of_account(db: &Db, account: &AccountId) -> Result<Vec<Budget>, StoreError> {
     let rows: Vec<BudgetRow> = db.all(&BUDGETS_OF_ACCOUNTS, binds![Rows::of([account.as_str()])]).await?;
     rows.into_iter().map(Budget::try_from).collect()
-}
-
-/// Adds the limit that an account's plan brings, a month's for all it spends, unless the account has
-/// a monthly budget of its own. Each `version` of the plan has windows of its own: those of another
-/// did not see what was spent meanwhile.
-pub fn add_the_plans(budgets: &mut Vec<Budget>, account: AccountId, hard_limit_cents: i64, version: &str) {
-    let own = |budget: &Budget| budget.scope == Scope::Account && budget.period == Period::Monthly;
-    if budgets.iter().any(own) {
-        return;
-    }
-    let limits = Limits {
-        soft: None,
-        hard: Nanos::from_cents(hard_limit_cents),
-        notify_thresholds: Vec::new(),
-        locked: true,
-    };
-    budgets.push(Budget {
-        id: format!("plan/{account}/{version}").into(),
-        account,
-        scope: Scope::Account,
-        period: Period::Monthly,
-        limits,
-        created_at: Time(0),
-        updated_at: Time(0),
-    });
 }
 
 /// Forgets the windows of the limit that the account's plan brings: called under the account's lock

@@ -47,7 +47,7 @@ enum Wanted {
 /// `GET /v1/billing`
 pub async fn get(state: web::Data<AppState>, caller: Caller, _: NoQuery) -> Result<HttpResponse, ApiError> {
     caller.require_any(&[KeyScope::Read, KeyScope::Billing])?;
-    let Standing { status, plan, current_period_end, cancel_at_period_end } =
+    let Standing { status, plan, current_period_end, cancel_at_period_end, .. } =
         subscription::standing(&state.db, &caller.account).await?;
     let customer = customer_of(&state.db, &caller.account).await?;
     let credits = wallet::credits(&state.db, &caller.account).await?;
@@ -99,7 +99,7 @@ pub async fn checkout(
         Wanted::Credits(sale) => sale,
         Wanted::Plan(code) => {
             let plan = plan::get(&state.db, &code).await?.ok_or_else(|| no_plan(&code))?;
-            Sale::of_plan(plan).map_err(ApiError::invalid)?
+            Sale::of_plan(plan, billing.credit_price).map_err(ApiError::invalid)?
         }
     };
     let order = Order { account: caller.account, sale, success_url, cancel_url, keyed };

@@ -60,6 +60,7 @@ codes! {
     IdempotencyKeyReused 422 "idempotency_key_reused" "This Idempotency-Key came with another request before.";
     RateLimited 429 "rate_limited" "Too many requests; wait as long as `Retry-After` says.";
     Internal 500 "internal" "Something went wrong on our side; nothing was charged.";
+    WebhookFailed 500 "webhook_failed" "The event could not be applied now, and nothing of it was; send it again.";
     UpstreamFailed 502 "upstream_failed" "The spell's upstream failed; nothing was charged.";
     StripeError 502 "stripe_error" "Stripe failed. Try again, with another Idempotency-Key if there was one.";
     BillingDisabled 503 "billing_disabled" "Billing is switched off on this server.";

@@ -41,7 +41,8 @@ impl From<Rejected> for ApiError {
                 ApiError::new(Code::InvalidSignature, format!("The event is not believed: {invalid}."))
             }
             Rejected::NoEvent(problem) => ApiError::invalid(problem),
-            Rejected::Store(error) => error.into(),
+            // Whatever it is, Stripe is to send the event again.
+            Rejected::Store(_) => Code::WebhookFailed.into(),
         }
     }
 }

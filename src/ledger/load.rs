@@ -19,19 +19,14 @@ use crate::{
     clock::Time,
     id::{AccountId, HoldId, KeyId},
     money::{Nanos, sum_of_halves},
-    plan,
     store::{Rows, StoreError, Tx, Value, binds, statements},
     window::{self, Window},
 };
 
 statements! {
-    // The plan's limit is read with the lock, so that a change of plan acts on the next cast.
-    LOCK_ACCOUNTS = concat!("
-        SELECT id, suspended,
-               (SELECT hard_limit_cents FROM plans WHERE ", plan::is_accounts!(), ") AS plan_hard_limit_cents,
-               (SELECT version FROM plans WHERE ", plan::is_accounts!(), ") AS plan_version
-        FROM accounts WHERE id IN (SELECT given.value ->> 0 FROM {rows})
-        ORDER BY id {for_update}");
+    LOCK_ACCOUNTS = "
+        SELECT id, suspended FROM accounts WHERE id IN (SELECT given.value ->> 0 FROM {rows})
+        ORDER BY id {for_update}";
     HOLDS = concat!("SELECT ", hold_columns!(), " FROM holds
         WHERE id IN (SELECT given.value ->> 0 FROM {rows})");
     BALANCES = "
@@ -119,14 +114,6 @@ impl<'a> Counted<'a> {
 }
 
 #[derive(sqlx::FromRow)]
-struct AccountRow {
-    id: String,
-    suspended: bool,
-    plan_hard_limit_cents: Option<i64>,
-    plan_version: Option<String>,
-}
-
-#[derive(sqlx::FromRow)]
 struct BalanceRow {
     id: String,
     granted: Option<i64>,
@@ -138,20 +125,14 @@ struct BalanceRow {
 impl Working {
     pub async fn load(tx: &mut Tx, requests: &[&Request]) -> Result<Working, StoreError> {
         let accounts: BTreeSet<&AccountId> = requests.iter().map(|request| &request.account).collect();
-        let known: Vec<AccountRow> =
+        let known: Vec<(String, bool)> =
             tx.all(&LOCK_ACCOUNTS, binds![Rows::of(accounts.iter().map(|account| account.as_str()))]).await?;
         let mut budgets: HashMap<AccountId, Vec<Budget>> = HashMap::new();
-        for budget in budget::of_accounts(tx, accounts).await? {
+        for budget in budget::in_force(tx, accounts).await? {
             budgets.entry(budget.account.clone()).or_default().push(budget);
         }
-        for row in &known {
-            if let (Some(cents), Some(version)) = (row.plan_hard_limit_cents, &row.plan_version) {
-                let account = AccountId::from(row.id.as_str());
-                budget::add_the_plans(budgets.entry(account.clone()).or_default(), account, cents, version);
-            }
-        }
         let mut working = Working {
-            suspended: known.into_iter().map(|row| (row.id.into(), row.suspended)).collect(),
+            suspended: known.into_iter().map(|(id, suspended)| (id.into(), suspended)).collect(),
             budgets,
             subjects: BTreeMap::new(),
             loaded: HashMap::new(),

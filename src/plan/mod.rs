@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::{
     clock::Time,
     id::PlanVersion,
-    store::{Db, StoreError, binds, statements},
+    store::{Db, StoreError, Tx, binds, statements},
     window::Period,
 };
 
@@ -74,7 +74,7 @@ pub enum Change {
 /// The condition by which a row of `plans` is the plan of the row of `accounts` beside it.
 macro_rules! is_accounts {
     () => {
-        "plans.code = accounts.plan OR (accounts.plan IS NULL AND plans.is_default)"
+        "(plans.code = accounts.plan OR (accounts.plan IS NULL AND plans.is_default))"
     };
 }
 pub(crate) use is_accounts;
@@ -106,9 +106,8 @@ statements! {
     SOLD_AT_PRICE = "SELECT code FROM plans WHERE stripe_price_id = $1 AND code <> $2";
     // In the order of their codes, so that replicas that start at once can't deadlock.
     LOCK_PLANS = "SELECT code FROM plans ORDER BY code {for_update}";
-    // As after any change, what accounts without a subscription spent meanwhile counts anew.
-    MARK_DEFAULT = "
-        UPDATE plans SET is_default = (code = $1), version = $2 WHERE is_default <> (code = $1)";
+    CLEAR_DEFAULT = "UPDATE plans SET is_default = false, version = $2 WHERE is_default AND code <> $1";
+    SET_DEFAULT = "UPDATE plans SET is_default = true, version = $2 WHERE code = $1 AND NOT is_default";
 }
 
 #[derive(sqlx::FromRow)]
@@ -183,20 +182,55 @@ pub async fn put(
         }
     }
     // First as a new one, so that of two who make it at once one learns that it replaced.
-    let made = tx.execute(&INSERT_PLAN, new_row(code, &terms, default_code, now)).await? > 0;
+    let made = match tx.execute(&INSERT_PLAN, new_row(code, &terms, now)).await {
+        Ok(made) => made > 0,
+        Err(error) => return price_taken_meanwhile(db, code, &terms, error).await,
+    };
     let created_at = match made {
         true => now,
         false => {
             let mut values = binds![code];
             values.extend(columns(&terms));
             values.extend(binds![&PlanVersion::fresh(), now]);
-            let (created_at,): (i64,) = tx.one(&REPLACE_PLAN, values).await?;
-            Time(created_at)
+            match tx.one::<(i64,)>(&REPLACE_PLAN, values).await {
+                Ok((created_at,)) => Time(created_at),
+                Err(error) => return price_taken_meanwhile(db, code, &terms, error).await,
+            }
         }
     };
+    if code == default_code {
+        mark_default(&mut tx, default_code).await?;
+    }
     tx.commit().await?;
     let plan = Plan { code: code.to_owned(), terms, created_at, updated_at: now };
     Ok(if made { Change::Made(plan) } else { Change::Replaced(plan) })
+}
+
+/// What it means that a plan could not be written: that another one took its price at Stripe since
+/// that was looked for, or that something is wrong.
+async fn price_taken_meanwhile(
+    db: &Db,
+    code: &str,
+    terms: &Terms,
+    error: StoreError,
+) -> Result<Change, StoreError> {
+    if let (StoreError::Duplicate(_), Some(price)) = (&error, &terms.stripe_price_id) {
+        let taken: Option<(String,)> = db.optional(&SOLD_AT_PRICE, binds![price, code]).await?;
+        if let Some((other,)) = taken {
+            return Ok(Change::PriceTaken(other));
+        }
+    }
+    Err(error)
+}
+
+/// Marks the default plan, and no other: as after any change, what accounts without a subscription
+/// spent before counts anew.
+async fn mark_default(tx: &mut Tx, code: &str) -> Result<Vec<(String,)>, StoreError> {
+    let codes = tx.all(&LOCK_PLANS, binds![]).await?;
+    for statement in [&CLEAR_DEFAULT, &SET_DEFAULT] {
+        tx.execute(statement, binds![code, &PlanVersion::fresh()]).await?;
+    }
+    Ok(codes)
 }
 
 /// Makes the plans that there are from the start, where they are absent, and marks the default one.
@@ -204,10 +238,9 @@ pub async fn put(
 pub async fn seed(db: &Db, default_code: &str, currency: &str, now: Time) -> Result<(), StoreError> {
     let mut tx = db.begin().await?;
     for (code, terms) in at_the_start(currency) {
-        tx.execute(&INSERT_PLAN, new_row(code, &terms, default_code, now)).await?;
+        tx.execute(&INSERT_PLAN, new_row(code, &terms, now)).await?;
     }
-    let codes: Vec<(String,)> = tx.all(&LOCK_PLANS, binds![]).await?;
-    tx.execute(&MARK_DEFAULT, binds![default_code, &PlanVersion::fresh()]).await?;
+    let codes = mark_default(&mut tx, default_code).await?;
     tx.commit().await?;
     if !codes.iter().any(|(code,)| code == default_code) {
         tracing::warn!(
@@ -233,10 +266,10 @@ fn at_the_start(currency: &str) -> [(&'static str, Terms); 2] {
     [("free", terms("Free", 0, &[("chat_tokens", 100), ("tpl_run", 20)])), ("pro", terms("Pro", 1_000, &[]))]
 }
 
-fn new_row(code: &str, terms: &Terms, default_code: &str, now: Time) -> Vec<crate::store::Value> {
+fn new_row(code: &str, terms: &Terms, now: Time) -> Vec<crate::store::Value> {
     let mut values = binds![code];
     values.extend(columns(terms));
-    values.extend(binds![code == default_code, &PlanVersion::fresh(), now]);
+    values.extend(binds![false, &PlanVersion::fresh(), now]);
     values
 }
 
@@ -311,6 +344,11 @@ mod tests {
             seed(&db, "later", "eur", Time(4)).await.unwrap();
             assert_eq!(defaults(&db).await, [""; 0]);
             put(&db, "later", terms("Later"), "later", Time(5)).await.unwrap();
+            assert_eq!(defaults(&db).await, ["later"]);
+            // Replicas of two configurations: one plan is the default, whichever was said last.
+            seed(&db, "free", "eur", Time(6)).await.unwrap();
+            assert_eq!(defaults(&db).await, ["free"]);
+            put(&db, "later", terms("Later"), "later", Time(7)).await.unwrap();
             assert_eq!(defaults(&db).await, ["later"]);
         })
         .await;

@@ -19,13 +19,13 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 /// The one connection that writes.
 #[derive(Clone)]
 pub(super) struct Writer {
-    options: SqliteConnectOptions,
+    options: Box<SqliteConnectOptions>,
     connection: Arc<Mutex<Option<SqliteConnection>>>,
 }
 
 impl Writer {
     pub fn new(options: SqliteConnectOptions) -> Writer {
-        Writer { options, connection: Arc::default() }
+        Writer { options: Box::new(options), connection: Arc::default() }
     }
 
     /// Waits for its turn.

@@ -33,6 +33,11 @@ pub struct Sale {
     pub item: Item,
     pub amount_cents: i64,
     pub currency: String,
+    /// What a credit pays for that comes with it: as it was when it was sold, whatever credits cost
+    /// by the time the money has come.
+    pub credit_value: Nanos,
+    /// The credits that come with a plan's first period.
+    pub included_credits: i64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,17 +47,22 @@ pub enum Item {
 }
 
 impl Sale {
-    /// A subscription to the plan.
+    /// A subscription to the plan; credits that come with it pay for `credit_value` each.
     ///
     /// Errors: a sentence about why it is not for sale.
-    pub fn of_plan(plan: Plan) -> Result<Sale, String> {
+    pub fn of_plan(plan: Plan, credit_value: Nanos) -> Result<Sale, String> {
         let Plan { code, terms, .. } = plan;
         if terms.price_cents == 0 {
             return Err(format!("The plan `{code}` costs nothing, so there is nothing to buy."));
         }
         let (name, interval, stripe_price_id) = (terms.name, terms.interval, terms.stripe_price_id);
-        let item = Item::Plan { code, name, interval, stripe_price_id };
-        Ok(Sale { item, amount_cents: terms.price_cents, currency: terms.currency })
+        Ok(Sale {
+            item: Item::Plan { code, name, interval, stripe_price_id },
+            amount_cents: terms.price_cents,
+            currency: terms.currency,
+            credit_value,
+            included_credits: terms.included_credits,
+        })
     }
 
     /// So many credits at that price each.
@@ -66,6 +76,8 @@ impl Sale {
                 item: Item::Credits(credits),
                 amount_cents: credits.saturating_mul(price_cents),
                 currency: currency.to_owned(),
+                credit_value: price,
+                included_credits: 0,
             }),
             _ => Err(format!("`credits` must be from 1 to {most}, which is what Stripe charges at once.")),
         }
@@ -100,7 +112,7 @@ pub type Render = fn(&Result<Session, StripeError>) -> Answer;
 
 /// A purchase that is being made: the part of its row that Stripe is told.
 #[derive(Clone, Debug)]
-pub(super) struct Purchase {
+pub(super) struct Draft {
     pub id: PurchaseId,
     pub customer: String,
     pub amount_cents: i64,
@@ -110,9 +122,9 @@ pub(super) struct Purchase {
 statements! {
     LOCK_ACCOUNT = "SELECT id FROM accounts WHERE id = $1 {for_update}";
     INSERT_PURCHASE = "
-        INSERT INTO purchases (id, account_id, customer_id, plan, credits, amount_cents, currency, status,
-                               created_at, updated_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, 'open', $8, $8)";
+        INSERT INTO purchases (id, account_id, customer_id, plan, credits, amount_cents, currency,
+                               credit_value, included_credits, status, created_at, updated_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'open', $10, $10)";
     PURCHASE = "SELECT customer_id, amount_cents, currency FROM purchases WHERE id = $1";
     MOVE_PURCHASE = "UPDATE purchases SET customer_id = $2, updated_at = $3 WHERE id = $1 AND status = 'open'";
     // An event may have been faster: what it said stands.
@@ -122,7 +134,7 @@ statements! {
 
 /// A purchase to go on with, or an end before that.
 enum Begun {
-    Purchase(Account, Purchase),
+    Purchase(Account, Draft),
     Ended(Bought),
 }
 
@@ -190,7 +202,7 @@ impl Stripe {
                 return self.keep_failure(order, render(&Err(error))).await.map(Begun::Ended);
             }
         };
-        let purchase = Purchase {
+        let purchase = Draft {
             id: PurchaseId::fresh(),
             customer,
             amount_cents: order.sale.amount_cents,
@@ -211,7 +223,7 @@ impl Stripe {
                     };
                     tx.commit().await?;
                     tracing::info!(purchase = id.as_str(), "a purchase that was left is gone on with");
-                    return Ok(Begun::Purchase(account, Purchase { id, customer, amount_cents, currency }));
+                    return Ok(Begun::Purchase(account, Draft { id, customer, amount_cents, currency }));
                 }
                 idempotency::Claim::Known(outcome) => {
                     return tx.rollback().await.map(|()| Begun::Ended(Bought::of(outcome)));
@@ -228,7 +240,7 @@ impl Stripe {
     async fn open(
         &self,
         account: &Account,
-        purchase: &mut Purchase,
+        purchase: &mut Draft,
         order: &Order,
         deadline: Instant,
     ) -> Result<Session, Failure> {
@@ -245,7 +257,7 @@ impl Stripe {
 
     async fn open_once(
         &self,
-        purchase: &Purchase,
+        purchase: &Draft,
         order: &Order,
         deadline: Instant,
     ) -> Result<Session, StripeError> {
@@ -258,7 +270,7 @@ impl Stripe {
     async fn end(
         &self,
         order: &Order,
-        purchase: &Purchase,
+        purchase: &Draft,
         opened: &Result<Session, StripeError>,
         answer: &Answer,
     ) -> Result<(), StoreError> {
@@ -307,7 +319,7 @@ async fn lock(tx: &mut Tx, account: &AccountId) -> Result<bool, StoreError> {
     Ok(locked.is_some())
 }
 
-async fn insert(tx: &mut Tx, purchase: &Purchase, order: &Order, now: Time) -> Result<(), StoreError> {
+async fn insert(tx: &mut Tx, purchase: &Draft, order: &Order, now: Time) -> Result<(), StoreError> {
     let (plan, credits) = match &order.sale.item {
         Item::Plan { code, .. } => (Some(code.as_str()), None),
         Item::Credits(credits) => (None, Some(*credits)),
@@ -320,6 +332,8 @@ async fn insert(tx: &mut Tx, purchase: &Purchase, order: &Order, now: Time) -> R
         credits,
         purchase.amount_cents,
         &purchase.currency,
+        order.sale.credit_value,
+        order.sale.included_credits,
         now,
     ];
     tx.execute(&INSERT_PURCHASE, values).await?;
@@ -379,8 +393,8 @@ mod tests {
             created_at: Time(0),
             updated_at: Time(0),
         };
-        let sale = Sale::of_plan(plan(1_000)).unwrap();
+        let sale = Sale::of_plan(plan(1_000), Nanos(1)).unwrap();
         assert_eq!((sale.amount_cents, sale.currency.as_str()), (1_000, "eur"));
-        assert!(Sale::of_plan(plan(0)).unwrap_err().contains("`pro` costs nothing"));
+        assert!(Sale::of_plan(plan(0), Nanos(1)).unwrap_err().contains("`pro` costs nothing"));
     }
 }

@@ -14,9 +14,11 @@ use std::{sync::Arc, time::Duration};
 use backon::{ExponentialBuilder, Retryable};
 use miniserde::Deserialize;
 use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
 use stripe::{ApiErrors, ClientBuilder, IdempotencyKey, RequestStrategy, StripeRequest};
 use stripe_billing::billing_portal_session::CreateBillingPortalSession;
 use stripe_checkout::checkout_session::CreateCheckoutSession;
+use stripe_client_core::{RequestBuilder, StripeMethod};
 use stripe_core::customer::CreateCustomer;
 use tokio::time::{Instant, timeout};
 use url::Url;
@@ -95,6 +97,29 @@ struct Portal {
     url: String,
 }
 
+/// What payments of invoices are looked for.
+#[derive(Serialize)]
+struct Filter<'a> {
+    payment: InvoicePayments<'a>,
+}
+
+#[derive(Serialize)]
+struct InvoicePayments<'a> {
+    #[serde(rename = "type")]
+    of: &'static str,
+    payment_intent: &'a str,
+}
+
+#[derive(Deserialize)]
+struct List {
+    data: Vec<InvoicePayment>,
+}
+
+#[derive(Deserialize)]
+struct InvoicePayment {
+    invoice: Option<String>,
+}
+
 #[derive(Clone)]
 pub(super) struct Client {
     inner: stripe::Client,
@@ -152,6 +177,19 @@ impl Client {
         Ok(portal.url)
     }
 
+    /// The invoice that a payment paid, if it paid one.
+    pub async fn invoice_of(&self, intent: &str) -> Result<Option<String>, StripeError> {
+        let query = InvoicePayments { of: "payment_intent", payment_intent: intent };
+        let request =
+            RequestBuilder::new(StripeMethod::Get, "/invoice_payments").query(&Filter { payment: query });
+        let sent = request.customize::<List>().send(&self.inner);
+        match timeout(ATTEMPT_WITHIN, sent).await {
+            Ok(Ok(list)) => Ok(list.data.into_iter().next().and_then(|payment| payment.invoice)),
+            Ok(Err(error)) => Err(self.understand(error)),
+            Err(_) => Err(StripeError::TimedOut),
+        }
+    }
+
     /// Sends the request until it is answered, refused, or not worth trying any more.
     async fn call<T: Deserialize>(
         &self,
@@ -200,6 +238,8 @@ impl Client {
         match (code, param) {
             (Some("amount_too_small"), _) => StripeError::TooLittle,
             (Some("amount_too_large"), _) => StripeError::TooMuch,
+            // Our own first attempt, which did not answer in time, is still at it.
+            (Some("idempotency_key_in_use"), _) => StripeError::TimedOut,
             (Some("resource_missing"), Some("customer")) => StripeError::NoSuchCustomer,
             (_, Some("email")) if status == 400 => StripeError::NoSuchEmail,
             _ => {

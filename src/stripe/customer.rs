@@ -94,16 +94,22 @@ impl Stripe {
             Some(email) => request.email(email),
             None => request,
         };
-        let key = key(&account.id, &account.name, email, gone);
-        self.client.create_customer(&request, &key, deadline).await
+        let failed = self.failed.get(&account.id).await.unwrap_or(0);
+        let key = key(&account.id, &account.name, email, gone, failed);
+        let made = self.client.create_customer(&request, &key, deadline).await;
+        if let Err(StripeError::Failed { status: Some(500..), .. }) = made {
+            self.failed.insert(account.id.clone(), failed + 1).await;
+        }
+        made
     }
 }
 
-/// The same for the same request, and another one for each customer that is to be replaced: what
-/// Stripe answered before it deleted a customer is kept under the first.
-fn key(account: &AccountId, name: &str, email: Option<&str>, gone: Option<&str>) -> String {
+/// The same for the same request, and another one for each customer that is to be replaced, and
+/// after each failure that Stripe answered with: under a key it gives its first answer again for a
+/// day, whatever that was.
+fn key(account: &AccountId, name: &str, email: Option<&str>, gone: Option<&str>, failed: u32) -> String {
     let mut hash = Sha256::new();
-    for part in [name, email.unwrap_or_default(), gone.unwrap_or_default()] {
+    for part in [name, email.unwrap_or_default(), gone.unwrap_or_default(), &failed.to_string()] {
         hash.update(part.as_bytes());
         hash.update([0]);
     }
@@ -118,15 +124,16 @@ mod tests {
     #[test]
     fn a_key_is_the_same_for_the_same_request_alone() {
         let account = AccountId::from("acct_1");
-        let first = key(&account, "acme", None, None);
+        let first = key(&account, "acme", None, None, 0);
         assert!(first.starts_with("customer/acct_1/") && first.len() < 255);
-        assert_eq!(first, key(&account, "acme", None, None));
+        assert_eq!(first, key(&account, "acme", None, None, 0));
         let others = [
-            key(&"acct_2".into(), "acme", None, None),
-            key(&account, "acme", Some("a@b"), None),
-            key(&account, "acme", None, Some("cus_1")),
-            key(&account, "acme", None, Some("cus_2")),
-            key(&account, "acmea@b", None, None),
+            key(&"acct_2".into(), "acme", None, None, 0),
+            key(&account, "acme", Some("a@b"), None, 0),
+            key(&account, "acme", None, Some("cus_1"), 0),
+            key(&account, "acme", None, Some("cus_2"), 0),
+            key(&account, "acmea@b", None, None, 0),
+            key(&account, "acme", None, None, 1),
         ];
         assert!(!others.contains(&first));
     }

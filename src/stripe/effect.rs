@@ -12,50 +12,61 @@ use super::{
 };
 use crate::{
     clock::Time,
-    id::AccountId,
     inbox::Verdict,
-    money::Nanos,
-    store::{StoreError, Tx, binds, statements},
+    store::{Db, StoreError, Tx, binds, statements},
     wallet::{self, Grant, PaidFor, Payment, Reversal, ReversalStatus},
 };
 
-/// On what terms credits are granted.
-#[derive(Clone, Copy, Debug)]
-pub struct Terms {
-    /// What a credit costs, and how much it pays for.
-    pub credit_price: Nanos,
-}
-
 statements! {
-    CUSTOMER = "SELECT account_id FROM stripe_customers WHERE customer_id = $1";
-    PLAN_OF_PRICE = "SELECT code FROM plans WHERE stripe_price_id = $1 ORDER BY code LIMIT 1";
-    PLAN = "SELECT price_cents, currency, included_credits FROM plans WHERE code = $1";
+    PLAN_OF_PRICE = "SELECT code FROM plans WHERE stripe_price_id = $1";
+    INCLUDED_CREDITS = "SELECT included_credits FROM plans WHERE code = $1";
 }
 
-#[derive(sqlx::FromRow)]
-struct PlanRow {
-    price_cents: i64,
-    currency: String,
-    included_credits: i64,
-}
-
-/// Applies `event` inside `tx`.
-pub async fn apply(tx: &mut Tx, event: &Event, terms: Terms, now: Time) -> Result<Verdict, StoreError> {
+/// Applies `event` inside `tx`. `invoice` is the one that a refund or a dispute is of, where that had
+/// to be asked for.
+pub async fn apply(
+    tx: &mut Tx,
+    event: &Event,
+    invoice: Option<String>,
+    now: Time,
+) -> Result<Verdict, StoreError> {
     match event.kind.as_str() {
         "checkout.session.completed"
         | "checkout.session.async_payment_succeeded"
         | "checkout.session.async_payment_failed"
-        | "checkout.session.expired" => checkout(tx, event, terms, now).await,
+        | "checkout.session.expired" => checkout(tx, event, now).await,
         "customer.subscription.created"
         | "customer.subscription.updated"
         | "customer.subscription.deleted"
         | "customer.subscription.paused"
         | "customer.subscription.resumed" => subscription(tx, event, now).await,
-        "invoice.paid" | "invoice.payment_failed" => invoice(tx, event, terms, now).await,
-        "charge.refunded" => refund(tx, event, now).await,
-        "charge.dispute.created" | "charge.dispute.closed" => dispute(tx, event, now).await,
+        "invoice.paid" | "invoice.payment_failed" => bill(tx, event, now).await,
+        "charge.refunded" => refund(tx, event, invoice, now).await,
+        "charge.dispute.created" | "charge.dispute.closed" => dispute(tx, event, invoice, now).await,
         _ => Ok(ignored("its type is not acted on")),
     }
+}
+
+/// The payment that a refund or a dispute is of, if nothing that was granted is known to be paid by it
+/// and its invoice may tell more.
+pub async fn unknown_payment(db: &Db, event: &Event) -> Result<Option<String>, StoreError> {
+    let object = &event.object;
+    if !matches!(event.kind.as_str(), "charge.refunded" | "charge.dispute.created" | "charge.dispute.closed")
+        || object.id("invoice").is_some()
+    {
+        return Ok(None);
+    }
+    let Some(intent) = object.id("payment_intent") else { return Ok(None) };
+    let charge = object.id("charge").or(object.id("id"));
+    let mut tx = db.begin_read().await?;
+    let foreign = match object.id("customer") {
+        Some(customer) => !purchase::is_customer(&mut tx, &customer).await?,
+        None => false,
+    };
+    let payment = Payment { intent: Some(intent.clone()), charge, invoice: None };
+    let known = foreign || wallet::paid_for_any(&mut tx, &payment).await?;
+    tx.rollback().await?;
+    Ok((!known).then_some(intent))
 }
 
 fn applied(what: &str) -> Verdict {
@@ -75,7 +86,7 @@ fn not_ours(paid: bool, why: &str) -> Verdict {
     if paid { kept(why) } else { ignored(why) }
 }
 
-async fn checkout(tx: &mut Tx, event: &Event, terms: Terms, now: Time) -> Result<Verdict, StoreError> {
+async fn checkout(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, StoreError> {
     let session = &event.object;
     let says_paid = session.text("payment_status") == Some("paid");
     let paid = says_paid
@@ -95,6 +106,9 @@ async fn checkout(tx: &mut Tx, event: &Event, terms: Terms, now: Time) -> Result
     if session.id("customer").as_ref() != Some(&purchase.customer) {
         return Ok(not_ours(paid, "the purchase has another customer"));
     }
+    if purchase::has_session(tx, &id, &purchase.id).await? {
+        return Ok(not_ours(paid, "the Checkout session is another purchase's"));
+    }
     purchase.session = Some(id);
     let verdict = match event.kind.as_str() {
         "checkout.session.expired" => {
@@ -106,7 +120,7 @@ async fn checkout(tx: &mut Tx, event: &Event, terms: Terms, now: Time) -> Result
             applied("the payment failed")
         }
         _ if paid => {
-            let amount = session.int("amount_total");
+            let amount = session.cents("amount_total");
             if !purchase.was_sold_for(amount, session.currency("currency").as_deref()) {
                 purchase.advance(Status::Mismatched);
                 kept("another amount or currency was paid than was asked for")
@@ -114,7 +128,7 @@ async fn checkout(tx: &mut Tx, event: &Event, terms: Terms, now: Time) -> Result
                 purchase.advance(Status::Paid);
                 match purchase.sold.clone() {
                     Sold::Credits(credits) => {
-                        buy_credits(tx, &purchase, credits, event, terms, now).await?;
+                        buy_credits(tx, &purchase, credits, event, now).await?;
                         applied("credits were bought")
                     }
                     Sold::Plan(_) => match session.id("subscription") {
@@ -156,7 +170,6 @@ async fn buy_credits(
     purchase: &Purchase,
     credits: i64,
     event: &Event,
-    terms: Terms,
     now: Time,
 ) -> Result<(), StoreError> {
     let payment = Payment {
@@ -168,7 +181,7 @@ async fn buy_credits(
         paid_for: PaidFor::Purchase(purchase.id.clone()),
         account: purchase.account.clone(),
         credits,
-        credit_value: terms.credit_price,
+        credit_value: purchase.credit_value,
         amount_cents: purchase.amount_cents,
         payment,
     };
@@ -183,6 +196,8 @@ async fn known_subscription(
     now: Time,
 ) -> Result<Subscription, StoreError> {
     let known = subscription::get(tx, id).await?;
+    // What was known of another purchase's is not believed of this one.
+    let known = known.filter(|known| known.purchase.as_ref().is_none_or(|of| *of == purchase.id));
     let mut subscription =
         known.unwrap_or_else(|| Subscription::new(id.to_owned(), purchase.account.clone(), now));
     subscription.purchase = Some(purchase.id.clone());
@@ -228,8 +243,13 @@ async fn subscription(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, 
 
 /// The plan of the catalogue that has the subscription's price at Stripe.
 async fn plan_of(tx: &mut Tx, subscription: &Object) -> Result<Option<String>, StoreError> {
-    let price = subscription.id("items/data/0/price").or(subscription.id("plan"));
-    let Some(price) = price else { return Ok(None) };
+    match subscription.id("items/data/0/price").or(subscription.id("plan")) {
+        Some(price) => plan_of_price(tx, &price).await,
+        None => Ok(None),
+    }
+}
+
+async fn plan_of_price(tx: &mut Tx, price: &str) -> Result<Option<String>, StoreError> {
     let plan: Option<(String,)> = tx.optional(&PLAN_OF_PRICE, binds![price]).await?;
     Ok(plan.map(|(code,)| code))
 }
@@ -239,7 +259,7 @@ fn costs_what_was_sold(subscription: &Object, purchase: &Purchase) -> bool {
     let items = subscription.list("items/data");
     let price = |item: &Object| {
         let quantity = item.int("quantity").unwrap_or(1);
-        Some((item.int("price/unit_amount")?.checked_mul(quantity)?, item.currency("price/currency")?))
+        Some((item.cents("price/unit_amount")?.checked_mul(quantity)?, item.currency("price/currency")?))
     };
     let prices: Vec<_> = items.iter().filter_map(price).collect();
     let total = prices.iter().try_fold(0i64, |sum, (amount, _)| sum.checked_add(*amount));
@@ -248,70 +268,111 @@ fn costs_what_was_sold(subscription: &Object, purchase: &Purchase) -> bool {
             && prices.iter().all(|(_, currency)| *currency == purchase.currency))
 }
 
-async fn invoice(tx: &mut Tx, event: &Event, terms: Terms, now: Time) -> Result<Verdict, StoreError> {
+async fn bill(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, StoreError> {
     let invoice = &event.object;
-    let says_unpaid = match invoice.text("status") {
-        Some(status) => status != "paid",
-        None => false,
-    };
-    let amount = invoice.int("total").or(invoice.int("amount_paid"));
-    let paid = event.kind == "invoice.paid" && !says_unpaid;
+    let amount = invoice.cents("amount_paid").or(invoice.cents("total"));
+    let paid = event.kind == "invoice.paid" && invoice.text("status").is_none_or(|status| status == "paid");
     let charged = paid && amount.is_some_and(|amount| amount > 0);
+    if event.kind == "invoice.paid" && !charged {
+        return Ok(ignored("nothing was paid"));
+    }
     let (Some(id), Some(customer), Some(of)) =
         (invoice.id("id"), invoice.id("customer"), subscription_of(invoice))
     else {
         return Ok(not_ours(charged, "it is of no subscription"));
     };
-    let names = invoice
-        .text("parent/subscription_details/metadata/purchase_id")
-        .or(invoice.text("subscription_details/metadata/purchase_id"));
+    let names = ["parent/subscription_details", "subscription_details", "lines/data/0"]
+        .iter()
+        .find_map(|path| invoice.text(&format!("{path}/metadata/purchase_id")));
     let Some(mut purchase) = purchase::behind(tx, &customer, &of, names).await? else {
         return Ok(not_ours(charged, "no purchase of ours began its subscription"));
     };
-    if event.kind == "invoice.paid" && says_unpaid {
-        return Ok(ignored("it is not paid"));
-    }
     let mut subscription = known_subscription(tx, &of, &purchase, now).await?;
     if !paid {
         subscription.hear_invoice(false, event.created_at, None);
         subscription::put(tx, &subscription).await?;
         return Ok(applied("an invoice could not be paid"));
     }
-    let code = subscription.plan.clone().or(purchase.plan().map(str::to_owned)).unwrap_or_default();
-    let plan: Option<PlanRow> = tx.optional(&PLAN, binds![code]).await?;
+    let lines = invoice.list("lines/data");
+    let periods: Vec<&Object> = lines.iter().filter(|line| !is_proration(line)).collect();
     // Between periods, when a plan is changed for example, nothing begins that would bring credits.
-    let begins_period =
-        !matches!(invoice.text("billing_reason"), Some("subscription_update" | "subscription_threshold"));
-    let currency = invoice.currency("currency");
-    let as_listed = plan.as_ref().is_some_and(|plan| {
-        subscription.plan.is_some()
-            && amount == Some(plan.price_cents)
-            && currency.as_ref() == Some(&plan.currency)
-    });
-    if begins_period && !as_listed && !purchase.was_sold_for(amount, currency.as_deref()) {
-        return Ok(kept("another amount or currency was paid than was asked for"));
-    }
+    let begins_period = match lines.is_empty() {
+        true => invoice.text("billing_reason") != Some("subscription_update"),
+        false => !periods.is_empty(),
+    };
     subscription.hear_invoice(true, event.created_at, period_end(invoice));
     if begins_period {
+        let Some(plan) = plan_paid_for(tx, invoice, &periods, &purchase).await? else {
+            return Ok(kept("another amount or currency was paid than was asked for"));
+        };
         purchase.advance(Status::Paid);
         purchase.update(tx, now).await?;
-        let payment = Payment {
-            intent: invoice.id("payment_intent").or(invoice.id("payments/data/0/payment/payment_intent")),
-            charge: invoice.id("charge").or(invoice.id("payments/data/0/payment/charge")),
-            invoice: Some(id.clone()),
+        let first = invoice.text("billing_reason") == Some("subscription_create")
+            && purchase.plan() == Some(plan.as_str());
+        let credits = match first {
+            true => purchase.included_credits,
+            false => included_credits(tx, &plan).await?,
         };
         let grant = Grant {
-            paid_for: PaidFor::Invoice(id),
+            paid_for: PaidFor::Invoice(id.clone()),
             account: purchase.account.clone(),
-            credits: plan.map_or(0, |plan| plan.included_credits),
-            credit_value: terms.credit_price,
+            credits,
+            credit_value: purchase.credit_value,
             amount_cents: amount.unwrap_or(0),
-            payment,
+            payment: Payment {
+                intent: invoice.id("payment_intent").or(invoice.id("payments/data/0/payment/payment_intent")),
+                charge: invoice.id("charge").or(invoice.id("payments/data/0/payment/charge")),
+                invoice: Some(id),
+            },
         };
         wallet::grant(tx, &grant, &event.id, now).await?;
     }
     subscription::put(tx, &subscription).await?;
     Ok(applied("an invoice was paid"))
+}
+
+/// Whether an invoice's line settles what is left of a period, and begins none.
+fn is_proration(line: &Object) -> bool {
+    line.is_true("proration") || line.is_true("parent/subscription_item_details/proration")
+}
+
+/// The plan whose period was paid for: the one of the catalogue that has the line's price at Stripe,
+/// or the purchase's, if the line, or the whole invoice, comes to what that was sold for. (A line does
+/// not have the taxes and discounts in it that the whole has.)
+async fn plan_paid_for(
+    tx: &mut Tx,
+    invoice: &Object,
+    periods: &[&Object],
+    purchase: &Purchase,
+) -> Result<Option<String>, StoreError> {
+    for line in periods {
+        let price = ["price", "pricing/price_details/price", "plan"].iter().find_map(|path| line.id(path));
+        if let Some(price) = price
+            && let Some(plan) = plan_of_price(tx, &price).await?
+        {
+            return Ok(Some(plan));
+        }
+    }
+    let currency = invoice.currency("currency");
+    let amounts = [invoice.cents("amount_paid"), invoice.cents("total")];
+    let lines = periods.iter().try_fold(0i64, |sum, line| sum.checked_add(line.cents("amount")?));
+    let lines = lines.filter(|lines| *lines > 0 && adds_up(invoice));
+    let sold = |amount: &Option<i64>| purchase.was_sold_for(*amount, currency.as_deref());
+    let whole =
+        amounts.iter().flatten().all(|amount| sold(&Some(*amount))) && amounts.iter().any(Option::is_some);
+    Ok(purchase.plan().filter(|_| whole || sold(&lines)).map(str::to_owned))
+}
+
+/// Whether an invoice's lines come to its subtotal.
+fn adds_up(invoice: &Object) -> bool {
+    let lines = invoice.list("lines/data");
+    let sum = lines.iter().try_fold(0i64, |sum, line| sum.checked_add(line.int("amount")?));
+    sum.is_some() && sum == invoice.int("subtotal")
+}
+
+async fn included_credits(tx: &mut Tx, plan: &str) -> Result<i64, StoreError> {
+    let row: Option<(i64,)> = tx.optional(&INCLUDED_CREDITS, binds![plan]).await?;
+    Ok(row.map_or(0, |(credits,)| credits))
 }
 
 /// Where an invoice names its subscription; that changed with the versions of the API.
@@ -331,32 +392,43 @@ fn period_end(invoice: &Object) -> Option<Time> {
     invoice.list("lines/data").iter().filter_map(|line| line.time("period/end")).max()
 }
 
-async fn refund(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, StoreError> {
+async fn refund(
+    tx: &mut Tx,
+    event: &Event,
+    invoice: Option<String>,
+    now: Time,
+) -> Result<Verdict, StoreError> {
     let charge = &event.object;
     let (Some(id), Some(amount_cents)) =
-        (charge.id("id"), charge.int("amount_refunded").filter(|cents| *cents > 0))
+        (charge.id("id"), charge.cents("amount_refunded").filter(|cents| *cents > 0))
     else {
         return Ok(ignored("nothing was refunded"));
     };
     // All that we sell has a customer.
     if let Some(customer) = charge.id("customer")
-        && account_of(tx, &customer).await?.is_none()
+        && !purchase::is_customer(tx, &customer).await?
     {
         return Ok(ignored("its customer is none of ours"));
     }
     let payment = Payment {
         intent: charge.id("payment_intent"),
         charge: Some(id.clone()),
-        invoice: charge.id("invoice"),
+        invoice: charge.id("invoice").or(invoice),
     };
     let status = ReversalStatus::Refunded;
     let reversal = Reversal { id, payment, amount_cents, status, at: event.created_at };
     reverse(tx, &reversal, event, now).await
 }
 
-async fn dispute(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, StoreError> {
+async fn dispute(
+    tx: &mut Tx,
+    event: &Event,
+    invoice: Option<String>,
+    now: Time,
+) -> Result<Verdict, StoreError> {
     let dispute = &event.object;
-    let (Some(id), Some(amount_cents)) = (dispute.id("id"), dispute.int("amount").filter(|cents| *cents > 0))
+    let (Some(id), Some(amount_cents)) =
+        (dispute.id("id"), dispute.cents("amount").filter(|cents| *cents > 0))
     else {
         return Ok(ignored("nothing is disputed"));
     };
@@ -366,8 +438,7 @@ async fn dispute(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, Store
         _ if event.kind == "charge.dispute.created" => ReversalStatus::Open,
         _ => return Ok(kept("a dispute was closed without an end that is known")),
     };
-    let payment =
-        Payment { intent: dispute.id("payment_intent"), charge: dispute.id("charge"), invoice: None };
+    let payment = Payment { intent: dispute.id("payment_intent"), charge: dispute.id("charge"), invoice };
     let reversal = Reversal { id, payment, amount_cents, status, at: event.created_at };
     reverse(tx, &reversal, event, now).await
 }
@@ -377,9 +448,4 @@ async fn reverse(tx: &mut Tx, reversal: &Reversal, event: &Event, now: Time) -> 
         true => applied("what the money paid for was adjusted"),
         false => kept("nothing that was granted is known to be paid by it"),
     })
-}
-
-async fn account_of(tx: &mut Tx, customer: &str) -> Result<Option<AccountId>, StoreError> {
-    let row: Option<(String,)> = tx.optional(&CUSTOMER, binds![customer]).await?;
-    Ok(row.map(|(account,)| account.into()))
 }

@@ -29,6 +29,9 @@ pub const HANDLED: [&str; 14] = [
 /// The longest id that is believed to be one.
 const MAX_ID: usize = 255;
 
+/// More than any payment comes to; sums of such amounts fit their integer.
+const MAX_AMOUNT_CENTS: i64 = 1_000_000_000_000;
+
 /// The last second of the year 9999.
 const LAST_SECOND: i64 = 253_402_300_799;
 
@@ -84,6 +87,11 @@ impl Object {
 
     pub fn int(&self, path: &str) -> Option<i64> {
         self.at(path)?.as_i64()
+    }
+
+    /// An amount in cents, if it is one that anybody could have paid.
+    pub fn cents(&self, path: &str) -> Option<i64> {
+        self.int(path).filter(|cents| (0..=MAX_AMOUNT_CENTS).contains(cents))
     }
 
     pub fn is_true(&self, path: &str) -> bool {

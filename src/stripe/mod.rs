@@ -44,6 +44,9 @@ const STRIPE_WITHIN: Duration = Duration::from_secs(8);
 /// For how long customers that were made are remembered: for those who asked at the same time.
 const SAME_TIME: Duration = Duration::from_secs(2);
 
+/// For how long Stripe gives the same answer to the same idempotency key, and a little longer.
+const STRIPE_REPEATS_FOR: Duration = Duration::from_secs(25 * 60 * 60);
+
 /// Sells through Stripe: hand it around by clone.
 #[derive(Clone)]
 pub struct Stripe {
@@ -52,6 +55,9 @@ pub struct Stripe {
     client: Client,
     /// The customers that are being made, by account and the customer that they replace.
     making: Cache<(AccountId, Option<String>), String>,
+    /// How often Stripe answered with a failure when an account's customer was to be made: for as long
+    /// as it repeats an answer.
+    failed: Cache<AccountId, u32>,
 }
 
 /// Why nothing was sold.
@@ -71,7 +77,13 @@ impl Stripe {
         let Some(secret) = &billing.secret_key else { return Ok(None) };
         let client = Client::new(secret, billing.api_base.as_ref())?;
         let making = Cache::builder().max_capacity(100_000).time_to_live(SAME_TIME).build();
-        Ok(Some(Stripe { db, clock, client, making }))
+        let failed = Cache::builder().max_capacity(100_000).time_to_live(STRIPE_REPEATS_FOR).build();
+        Ok(Some(Stripe { db, clock, client, making, failed }))
+    }
+
+    /// Stripe's id of the invoice that was paid by the payment intent of that id, if it paid one.
+    pub async fn invoice_of(&self, payment_intent: &str) -> Result<Option<String>, StripeError> {
+        self.client.invoice_of(payment_intent).await
     }
 
     /// The address of the portal in which the account manages what it bought, and from which it

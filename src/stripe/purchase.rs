@@ -4,6 +4,7 @@
 use crate::{
     clock::Time,
     id::{AccountId, PurchaseId},
+    money::Nanos,
     store::{StoreError, Tx, binds, statements},
 };
 
@@ -17,6 +18,10 @@ pub struct Purchase {
     pub amount_cents: i64,
     /// In lower case.
     pub currency: String,
+    /// What a credit pays for that it brings.
+    pub credit_value: Nanos,
+    /// The credits that come with a plan's first period.
+    pub included_credits: i64,
     pub status: Status,
     /// Stripe's id of the Checkout session, once it is known.
     pub session: Option<String>,
@@ -66,8 +71,8 @@ impl Status {
 
 macro_rules! purchase_columns {
     () => {
-        "id, account_id, customer_id, plan, credits, amount_cents, currency, status, session_id,
-         subscription_id"
+        "id, account_id, customer_id, plan, credits, amount_cents, currency, credit_value,
+         included_credits, status, session_id, subscription_id"
     };
 }
 
@@ -80,6 +85,9 @@ statements! {
         WHERE customer_id = $1 AND plan IS NOT NULL AND subscription_id IS NULL
           AND status <> 'expired' AND status <> 'failed'
         ORDER BY id DESC LIMIT 1");
+    LOCK_ACCOUNT = "SELECT id FROM accounts WHERE id = $1 {for_update}";
+    OF_SESSION = "SELECT id FROM purchases WHERE session_id = $1";
+    IS_CUSTOMER = "SELECT id FROM purchases WHERE customer_id = $1 LIMIT 1";
     UPDATE_PURCHASE = "
         UPDATE purchases SET status = $2, session_id = $3, subscription_id = $4, updated_at = $5
         WHERE id = $1";
@@ -94,6 +102,8 @@ struct Row {
     credits: Option<i64>,
     amount_cents: i64,
     currency: String,
+    credit_value: i64,
+    included_credits: i64,
     status: String,
     session_id: Option<String>,
     subscription_id: Option<String>,
@@ -108,6 +118,8 @@ impl From<Row> for Purchase {
             sold: row.plan.map_or(Sold::Credits(row.credits.unwrap_or(0)), Sold::Plan),
             amount_cents: row.amount_cents,
             currency: row.currency,
+            credit_value: Nanos(row.credit_value),
+            included_credits: row.included_credits,
             status: Status::parse(&row.status),
             session: row.session_id,
             subscription: row.subscription_id,
@@ -143,14 +155,36 @@ impl Purchase {
     }
 }
 
-/// The purchase of that id.
+/// The purchase of that id, and its account's lock.
 pub async fn get(tx: &mut Tx, id: &str) -> Result<Option<Purchase>, StoreError> {
     let row: Option<Row> = tx.optional(&BY_ID, binds![id]).await?;
-    Ok(row.map(Purchase::from))
+    locked(tx, row).await
+}
+
+/// Locks the account of `row`, as all do that change what is an account's, and reads the row again:
+/// it may have changed until then.
+async fn locked(tx: &mut Tx, row: Option<Row>) -> Result<Option<Purchase>, StoreError> {
+    let Some(row) = row else { return Ok(None) };
+    let _: (String,) = tx.one(&LOCK_ACCOUNT, binds![&row.account_id]).await?;
+    let row: Row = tx.one(&BY_ID, binds![&row.id]).await?;
+    Ok(Some(row.into()))
+}
+
+/// Whether a Checkout session is of a purchase other than `purchase`.
+pub async fn has_session(tx: &mut Tx, session: &str, purchase: &PurchaseId) -> Result<bool, StoreError> {
+    let of: Option<(String,)> = tx.optional(&OF_SESSION, binds![session]).await?;
+    Ok(of.is_some_and(|(id,)| id != purchase.as_str()))
+}
+
+/// Whether something was ever sold to that customer, also if its account has another one by now.
+pub async fn is_customer(tx: &mut Tx, customer: &str) -> Result<bool, StoreError> {
+    let any: Option<(String,)> = tx.optional(&IS_CUSTOMER, binds![customer]).await?;
+    Ok(any.is_some())
 }
 
 /// The plan's purchase that a subscription of `customer` comes from: the one of which Checkout said
-/// so, else the one that the subscription `names`, else the last one that waits for its own.
+/// so, else the one that the subscription `names`, else the last one that waits for its own. Its
+/// account is locked.
 pub async fn behind(
     tx: &mut Tx,
     customer: &str,
@@ -159,14 +193,14 @@ pub async fn behind(
 ) -> Result<Option<Purchase>, StoreError> {
     let linked: Option<Row> = tx.optional(&BY_SUBSCRIPTION, binds![customer, subscription]).await?;
     if linked.is_some() {
-        return Ok(linked.map(Purchase::from));
+        return locked(tx, linked).await;
     }
     if let Some(names) = names {
         let named = get(tx, names).await?;
         return Ok(named.filter(|named| named.customer == customer && named.plan().is_some()));
     }
     let last: Option<Row> = tx.optional(&LAST_PLAN_OF_CUSTOMER, binds![customer]).await?;
-    Ok(last.map(Purchase::from))
+    locked(tx, last).await
 }
 
 #[cfg(test)]

@@ -12,12 +12,12 @@ use stripe_checkout::{
     },
 };
 
-use super::checkout::{Item, Order, Purchase};
+use super::checkout::{Draft, Item, Order};
 use crate::plan::Interval;
 
 /// The session in which the purchase is paid. The purchase's id is on everything that comes of it,
 /// so that an event about any of it leads back.
-pub(super) fn request(purchase: &Purchase, order: &Order) -> CreateCheckoutSession {
+pub(super) fn request(purchase: &Draft, order: &Order) -> CreateCheckoutSession {
     let metadata = HashMap::from([("purchase_id".to_owned(), purchase.id.to_string())]);
     let session = CreateCheckoutSession::new()
         .customer(&purchase.customer)
@@ -36,7 +36,7 @@ pub(super) fn request(purchase: &Purchase, order: &Order) -> CreateCheckoutSessi
     }
 }
 
-fn line_item(purchase: &Purchase, item: &Item) -> CreateCheckoutSessionLineItems {
+fn line_item(purchase: &Draft, item: &Item) -> CreateCheckoutSessionLineItems {
     let (name, every) = match item {
         Item::Plan { stripe_price_id: Some(price), .. } => {
             return CreateCheckoutSessionLineItems {
@@ -74,13 +74,20 @@ fn every(interval: Interval) -> Every {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::money::Nanos;
     use crate::stripe::Sale;
     use stripe::StripeRequest;
 
     /// The fields that are sent, in order.
     fn fields(item: Item) -> String {
-        let sale = Sale { item, amount_cents: 1_000, currency: "eur".to_owned() };
-        let purchase = Purchase {
+        let sale = Sale {
+            item,
+            amount_cents: 1_000,
+            currency: "eur".to_owned(),
+            credit_value: Nanos(1),
+            included_credits: 0,
+        };
+        let purchase = Draft {
             id: "pur_1".into(),
             customer: "cus_1".to_owned(),
             amount_cents: 1_000,

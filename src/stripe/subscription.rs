@@ -36,11 +36,6 @@ impl Status {
             _ => Status::Inactive,
         }
     }
-
-    /// Whether the plan is in force. Who is past due keeps it while Stripe tries again.
-    pub fn is_in_force(self) -> bool {
-        self >= Status::PastDue
-    }
 }
 
 /// Who said that a subscription has a status.
@@ -113,8 +108,17 @@ impl Subscription {
     }
 
     /// Takes what an event told of the status, unless a newer one is known. Gives whether it was taken.
+    ///
+    /// With a delay the money may come when the subscription has ended meanwhile: a beginning is no
+    /// news to who has heard of more than one.
     pub fn hear(&mut self, told: &Told) -> bool {
-        let newer = (told.at, told.rank()) >= (self.status_at, self.status_rank) || self.status.is_none();
+        let newer = match self.status.as_deref() {
+            None => true,
+            Some(known) => {
+                (told.at, told.rank()) >= (self.status_at, self.status_rank)
+                    && (told.teller == Teller::Change || known == "incomplete")
+            }
+        };
         if newer {
             self.status = Some(told.status.clone());
             self.status_at = told.at;
@@ -164,6 +168,9 @@ impl Subscription {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
     pub status: Status,
+    /// Whether the subscription's plan is in force: while it is active, and while Stripe still tries
+    /// to get what is due.
+    pub in_force: bool,
     /// The plan that is in force; `None`: the default one.
     pub plan: Option<String>,
     pub current_period_end: Option<Time>,
@@ -198,6 +205,9 @@ statements! {
             invoice_status = excluded.invoice_status, invoice_at = excluded.invoice_at,
             invoice_period_end = excluded.invoice_period_end";
     LOCK_ACCOUNT = "SELECT plan FROM accounts WHERE id = $1 {for_update}";
+    PROCESSING = "
+        SELECT id FROM purchases
+        WHERE account_id = $1 AND plan IS NOT NULL AND status = 'processing' LIMIT 1";
     SET_PLAN = "UPDATE accounts SET plan = $2 WHERE id = $1";
 }
 
@@ -285,9 +295,11 @@ pub async fn standing(db: &Db, account: &AccountId) -> Result<Standing, StoreErr
     Ok(standing_of(db.all(&OF_ACCOUNT, binds![account]).await?))
 }
 
-/// Whether the account has a subscription that another one would be paid beside.
+/// Whether the account has a subscription, or will when its money has come, that another one would be
+/// paid beside.
 pub async fn blocks_another(db: &Db, account: &AccountId) -> Result<bool, StoreError> {
-    Ok(standing(db, account).await?.status.is_in_force())
+    let coming: Option<(String,)> = db.optional(&PROCESSING, binds![account]).await?;
+    Ok(coming.is_some() || standing(db, account).await?.in_force)
 }
 
 /// Of several subscriptions the best holds, and of equal ones the newest.
@@ -297,9 +309,12 @@ fn standing_of(rows: Vec<Row>) -> Standing {
         let sold = row.purchase_plan.take();
         let subscription = Subscription::from(row);
         let status = subscription.standing(purchase);
+        let given_up = subscription.status.as_deref() == Some("unpaid");
+        let in_force = status == Status::Active || (status == Status::PastDue && !given_up);
         Standing {
             status,
-            plan: subscription.plan.or(sold).filter(|_| status.is_in_force()),
+            in_force,
+            plan: subscription.plan.or(sold).filter(|_| in_force),
             current_period_end: subscription.current_period_end.max(subscription.invoice_period_end),
             cancel_at_period_end: subscription.cancel_at_period_end,
         }
@@ -360,7 +375,9 @@ mod tests {
             (told("active", 5), told("incomplete", 5), Status::Active),
             (told("past_due", 5), created.clone(), Status::PastDue),
             (created.clone(), told("past_due", 5), Status::PastDue),
-            (told("incomplete", 5), created, Status::Active),
+            (told("incomplete", 5), created.clone(), Status::Active),
+            (told("canceled", 4), created.clone(), Status::Canceled),
+            (told("past_due", 4), created, Status::PastDue),
             (told("active", 5), told("past_due", 5), Status::PastDue),
             (told("past_due", 5), told("active", 5), Status::Active),
         ] {

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 
 use super::{
-    effect::Terms,
     subscription::{self, Standing, Status},
     webhook::{Rejected, Webhook},
 };
@@ -18,7 +17,6 @@ use crate::{
     id::{AccountId, PurchaseId},
     identity::{Identity, account},
     inbox::{self, Delivery, Source, Verdict},
-    money::Nanos,
     store::{Db, binds, statements, testing::each_backend},
     telemetry::Metrics,
     wallet,
@@ -35,9 +33,9 @@ statements! {
         VALUES ($1, $1, $2, 'usd', 'month', $3, $4, 'monthly', '{}', $5, $1, 0, 0)";
     ADD_CUSTOMER = "INSERT INTO stripe_customers (account_id, customer_id, created_at) VALUES ($1, $2, 0)";
     ADD_PURCHASE = "
-        INSERT INTO purchases (id, account_id, customer_id, plan, credits, amount_cents, currency, status,
-            session_id, created_at, updated_at)
-        VALUES ($1, $2, $3, $4, $5, 1000, 'usd', 'open', $6, 0, 0)";
+        INSERT INTO purchases (id, account_id, customer_id, plan, credits, amount_cents, currency,
+            credit_value, included_credits, status, session_id, created_at, updated_at)
+        VALUES ($1, $2, $3, $4, $5, 1000, 'usd', 10000000, 250, 'open', $6, 0, 0)";
     PURCHASE_STATUS = "SELECT status FROM purchases WHERE id = $1";
     PLAN_OF = "SELECT plan FROM accounts WHERE id = $1";
     GRANTED_BY_ENTRIES = "
@@ -65,8 +63,7 @@ impl World {
         }
         let clock = Clock::manual(Time(NOW * 1_000));
         let identity = Identity::new(db.clone(), clock.clone());
-        let terms = Terms { credit_price: Nanos(CENT) };
-        let webhook = Webhook::new(db.clone(), clock, identity, Arc::new(Metrics::new()), terms);
+        let webhook = Webhook::new(db.clone(), clock, identity, Arc::new(Metrics::new()), None);
         World { db, webhook }
     }
 
@@ -333,6 +330,76 @@ async fn a_delayed_payment_grants_when_it_has_come() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_canceled_does_not_come_back_when_its_money_comes() {
+    each_backend(|db| async move {
+        let world = World::new(db).await;
+        let customer = world.customer(Some("pro"), None).await;
+        for event in [
+            customer.event(1, "checkout.session.completed", 100, customer.session("unpaid")),
+            customer.event(2, "customer.subscription.deleted", 200, customer.subscription("canceled")),
+            customer.event(3, "checkout.session.async_payment_succeeded", 300, customer.session("paid")),
+        ] {
+            world.tell(&event).await;
+        }
+        let standing = world.standing(&customer).await;
+        assert_eq!((standing.status, standing.plan), (Status::Canceled, None));
+        // Bought anew, under whatever id.
+        let again = PurchaseId::fresh();
+        let customer_id = format!("cus_{}", customer.account);
+        let values = binds![&again, &customer.account, customer_id, "pro", None::<i64>, "cs_again"];
+        world.db.execute(&ADD_PURCHASE, values).await.unwrap();
+        let mut session = customer.session("paid");
+        session["client_reference_id"] = json!(again);
+        session["id"] = json!("cs_again");
+        world.tell(&customer.event(4, "checkout.session.completed", 400, session)).await;
+        assert_eq!(world.standing(&customer).await.status, Status::Active);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stripe_has_given_up_on_has_the_plan_no_more() {
+    each_backend(|db| async move {
+        let world = World::new(db).await;
+        let customer = world.customer(Some("pro"), None).await;
+        world.tell(&customer.event(1, "checkout.session.completed", 100, customer.session("paid"))).await;
+        for (number, word, plan) in
+            [(2, "past_due", Some("pro")), (3, "unpaid", None), (4, "active", Some("pro"))]
+        {
+            let at = 200 + number as i64;
+            let object = customer.subscription(word);
+            world.tell(&customer.event(number, "customer.subscription.updated", at, object)).await;
+            let standing = world.standing(&customer).await;
+            assert_eq!((standing.in_force, standing.plan.as_deref()), (plan.is_some(), plan), "{word}");
+            let blocks = subscription::blocks_another(&world.db, &customer.account).await.unwrap();
+            assert_eq!(blocks, plan.is_some(), "{word}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn amounts_that_nobody_could_have_paid_are_none() {
+    each_backend(|db| async move {
+        let world = World::new(db).await;
+        let customer = world.customer(None, Some(1000)).await;
+        world.tell(&customer.event(1, "checkout.session.completed", 100, customer.session("paid"))).await;
+        for (number, amount) in [(2, i64::MAX), (3, i64::MAX), (4, -5), (5, 0)] {
+            let dispute = json!({"id": format!("dp_{number}"), "status": "lost", "amount": amount,
+                                 "payment_intent": format!("pi_{}", customer.account)});
+            world.tell(&customer.event(number, "charge.dispute.closed", 200, dispute)).await;
+        }
+        assert_eq!(world.credits(&customer).await, 1000);
+        let free = json!({"id": "in_free", "customer": "cus_unknown", "status": "paid", "total": 0});
+        assert!(matches!(
+            world.tell(&customer.event(9, "invoice.paid", 300, free)).await,
+            Verdict::Ignored(_)
+        ));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_invoice_brings_its_credits_once_and_only_at_the_price_that_was_agreed() {
     each_backend(|db| async move {
         let world = World::new(db).await;
@@ -350,7 +417,10 @@ async fn an_invoice_brings_its_credits_once_and_only_at_the_price_that_was_agree
         assert_eq!(tell(2, json!({})).await, 500);
         // Told by another event of the same invoice.
         assert_eq!(tell(3, json!({"id": format!("in_2_{}", customer.account)})).await, 500);
-        assert_eq!(tell(4, json!({"billing_reason": "subscription_update", "total": 77})).await, 500);
+        assert_eq!(
+            tell(4, json!({"total": 77, "lines": {"data": [{"amount": 77, "proration": true}]}})).await,
+            500
+        );
         assert_eq!(tell(5, json!({"total": 1})).await, 500);
         assert_eq!(tell(6, json!({"currency": "eur"})).await, 500);
         assert_eq!(tell(7, json!({"status": "open"})).await, 500);
@@ -361,9 +431,17 @@ async fn an_invoice_brings_its_credits_once_and_only_at_the_price_that_was_agree
             json!({"id": "price_max", "unit_amount": 5000, "currency": "usd"});
         world.tell(&customer.event(30, "customer.subscription.updated", 300, other)).await;
         assert_eq!(world.standing(&customer).await.plan.as_deref(), Some("max"));
-        assert_eq!(tell(9, json!({"total": 5000})).await, 1400);
+        let price = json!({"data": [{"amount": 5000, "pricing": {"price_details": {"price": "price_max"}}}]});
+        assert_eq!(tell(9, json!({"total": 5000, "lines": price})).await, 1400);
+        // Of the plan that was left, delivered late: its own credits, not the new one's.
+        assert_eq!(tell(10, json!({})).await, 1650);
+        // With a discount and a tax, which are not in the line.
+        let discounted = json!({"total": 890, "subtotal": 1000, "lines": {"data": [{"amount": 1000}]}});
+        assert_eq!(tell(11, discounted).await, 1900);
+        let tampered = json!({"total": 10, "subtotal": 10, "lines": {"data": [{"amount": 1000}]}});
+        assert_eq!(tell(12, tampered).await, 1900);
         let kept = inbox::list(&world.db, &["kept"], None, 100).await.unwrap();
-        assert_eq!(kept.len(), 3, "another price, another currency, another customer: {kept:?}");
+        assert_eq!(kept.len(), 4, "two other prices, another currency, another customer: {kept:?}");
     })
     .await;
 }

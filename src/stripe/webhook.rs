@@ -6,16 +6,16 @@
 //! # Failure behavior
 //!
 //! What is not signed by one of our secrets changes nothing. What can't be applied now is sent again
-//! by Stripe, for three days; from the first failure on it is also listed for the operator. Only a
-//! few deliveries are applied at a time, so that a flood of them leaves connections for casts.
+//! by Stripe, for three days; it is stored, and listed for the operator, until it is. Only a few
+//! deliveries are applied at a time, so that a flood of them leaves connections for casts.
 
 use std::sync::Arc;
 
 use secrecy::SecretString;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
-    effect::{self, Terms},
+    Stripe, effect,
     event::{Event, HANDLED},
     signature::{self, Invalid},
 };
@@ -23,11 +23,11 @@ use crate::{
     clock::Clock,
     identity::Identity,
     inbox::{self, Delivery, Incoming, Source, Verdict},
-    store::{Db, StoreError, Tx},
+    store::{Db, PATIENCE, StoreError, Tx},
     telemetry::Metrics,
 };
 
-/// How many deliveries are stored or applied at the same time by this process.
+/// How many events are applied at the same time by this process.
 const AT_ONCE: usize = 2;
 
 /// Takes Stripe's events: hand it around by clone.
@@ -37,7 +37,8 @@ pub struct Webhook {
     clock: Clock,
     identity: Identity,
     metrics: Arc<Metrics>,
-    terms: Terms,
+    /// To ask what an event does not say.
+    stripe: Option<Stripe>,
     turns: Arc<Semaphore>,
 }
 
@@ -54,7 +55,13 @@ pub enum Rejected {
 }
 
 impl Webhook {
-    pub fn new(db: Db, clock: Clock, identity: Identity, metrics: Arc<Metrics>, terms: Terms) -> Webhook {
+    pub fn new(
+        db: Db,
+        clock: Clock,
+        identity: Identity,
+        metrics: Arc<Metrics>,
+        stripe: Option<Stripe>,
+    ) -> Webhook {
         for kind in HANDLED.into_iter().chain(["other"]) {
             for result in ["applied", "ignored", "kept", "duplicate", "failed"] {
                 metrics.stripe_webhooks.with_label_values(&[kind, result]);
@@ -63,7 +70,7 @@ impl Webhook {
         for result in ["bad_signature", "no_event"] {
             metrics.stripe_webhooks.with_label_values(&["other", result]);
         }
-        Webhook { db, clock, identity, metrics, terms, turns: Arc::new(Semaphore::new(AT_ONCE)) }
+        Webhook { db, clock, identity, metrics, stripe, turns: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
     /// Takes a delivery: `header` is its `Stripe-Signature`, `body` the bytes as they came. Once this
@@ -91,12 +98,10 @@ impl Webhook {
             created_at: event.created_at,
             body: text.to_owned(),
         };
-        let taken = async {
-            let _turn = self.turns.acquire().await;
-            inbox::store(&self.db, Source::Stripe, &incoming, now).await?;
-            self.apply(&event.id, false).await
+        let taken = match inbox::store(&self.db, Source::Stripe, &incoming, now).await {
+            Ok(()) => self.apply(&event, false).await,
+            Err(error) => Err(error),
         };
-        let taken = taken.await;
         let result = match &taken {
             Ok(Some(Delivery::First(verdict))) => verdict.status(),
             Ok(Some(Delivery::Again)) => "duplicate",
@@ -116,16 +121,17 @@ impl Webhook {
     /// Applies a stored event once more, unless it was applied: an operator's replay. `None`: there
     /// is none of that id.
     pub async fn replay(&self, id: &str) -> Result<Option<Delivery>, StoreError> {
-        let _turn = self.turns.acquire().await;
-        self.apply(id, true).await
+        let Some(body) = inbox::body(&self.db, Source::Stripe, id).await? else { return Ok(None) };
+        let event = Event::parse(body.as_bytes(), self.clock.now()).map_err(StoreError::Refused)?;
+        self.apply(&event, true).await
     }
 
-    async fn apply(&self, id: &str, again: bool) -> Result<Option<Delivery>, StoreError> {
-        let now = self.clock.now();
-        let effect = async |tx: &mut Tx, body: &str| {
-            let event = Event::parse(body.as_bytes(), now).map_err(StoreError::Refused)?;
-            effect::apply(tx, &event, self.terms, now).await
-        };
+    async fn apply(&self, event: &Event, again: bool) -> Result<Option<Delivery>, StoreError> {
+        let invoice = self.invoice_behind(event).await?;
+        let turn = timeout(PATIENCE, self.turns.acquire()).await;
+        let _turn = turn.map_err(|_| StoreError::Unavailable("too many events wait".to_owned()))?;
+        let (now, id) = (self.clock.now(), event.id.as_str());
+        let effect = async |tx: &mut Tx| effect::apply(tx, event, invoice.clone(), now).await;
         let delivery = inbox::apply(&self.db, Source::Stripe, id, again, now, effect).await?;
         if let Some(Delivery::First(Verdict::Applied(what))) = &delivery {
             tracing::info!(event = id, what, "a Stripe event was applied");
@@ -136,6 +142,21 @@ impl Webhook {
             tracing::warn!(event = id, why, "a Stripe event is kept for the operator");
         }
         Ok(delivery)
+    }
+
+    /// The invoice whose payment went back, where the event does not say it: a charge has not named
+    /// its invoice since Stripe's API of March 2025. If Stripe can't be asked now, the event is applied
+    /// without, which keeps it for a replay.
+    async fn invoice_behind(&self, event: &Event) -> Result<Option<String>, StoreError> {
+        let Some(stripe) = &self.stripe else { return Ok(None) };
+        let Some(payment) = effect::unknown_payment(&self.db, event).await? else { return Ok(None) };
+        match stripe.invoice_of(&payment).await {
+            Ok(invoice) => Ok(invoice),
+            Err(error) => {
+                tracing::warn!(event = event.id, %error, "Stripe could not be asked for a payment's invoice");
+                Ok(None)
+            }
+        }
     }
 
     fn count(&self, kind: &str, result: &str) {

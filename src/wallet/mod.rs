@@ -188,6 +188,16 @@ pub async fn grant(tx: &mut Tx, grant: &Grant, event: &str, now: Time) -> Result
     settle(tx, granted, paid_for.cause(), event, now).await
 }
 
+/// Whether that payment paid for anything that was granted.
+pub async fn paid_for_any(tx: &mut Tx, payment: &Payment) -> Result<bool, StoreError> {
+    Ok(!grants_of(tx, payment).await?.is_empty())
+}
+
+async fn grants_of(tx: &mut Tx, payment: &Payment) -> Result<Vec<GrantRow>, StoreError> {
+    let Payment { intent, charge, invoice } = payment.clone();
+    tx.all(&GRANTS_OF_PAYMENT, binds![intent, charge, invoice]).await
+}
+
 /// Takes back, freezes or restores what a reversal says. `false`: no grant of that payment is known;
 /// the reversal waits for it.
 pub async fn reverse(tx: &mut Tx, reversal: &Reversal, event: &str, now: Time) -> Result<bool, StoreError> {
@@ -203,8 +213,7 @@ pub async fn reverse(tx: &mut Tx, reversal: &Reversal, event: &str, now: Time) -
         reversal.status.is_final()
     ];
     tx.execute(&PUT_REVERSAL, values).await?;
-    let Payment { intent, charge, invoice } = reversal.payment.clone();
-    let grants: Vec<GrantRow> = tx.all(&GRANTS_OF_PAYMENT, binds![intent, charge, invoice]).await?;
+    let grants = grants_of(tx, &reversal.payment).await?;
     let known = !grants.is_empty();
     for grant in grants {
         settle(tx, grant, reversal.status.cause(), event, now).await?;
