@@ -44,11 +44,8 @@ pub async fn own_errors<B: MessageBody + 'static>(
         let refusal = ApiError::new(Code::Forbidden, "Not authenticated").error_response();
         return reshaped(request.into_response(refusal)).await;
     }
-    let unanswered = request.request().clone();
-    match next.call(request).await {
-        Ok(response) => reshaped(response.map_into_boxed_body()).await,
-        Err(error) => reshaped(ServiceResponse::from_err(error, unanswered)).await,
-    }
+    // Refusals come as responses too, and to keep a clone of the request would make routing it panic.
+    reshaped(next.call(request).await?.map_into_boxed_body()).await
 }
 
 async fn reshaped(response: ServiceResponse<BoxBody>) -> Result<ServiceResponse<BoxBody>, Error> {
