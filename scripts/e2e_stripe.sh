@@ -302,9 +302,9 @@ passed "plan free, canceled; everything again changes nothing"
 begin "what Stripe told is counted"
 call - GET /metrics
 expect 200
-for series in '{type="checkout.session.completed",result="applied"} [1-9]' \
-    '{type="customer.subscription.deleted",result="applied"} 1' \
-    '{type="charge.dispute.closed",result="applied"} 1' '{type="invoice.paid",result="duplicate"} [1-9]'; do
+for series in '{result="applied",type="checkout.session.completed"} [1-9]' \
+    '{result="applied",type="customer.subscription.deleted"} 1' \
+    '{result="applied",type="charge.dispute.closed"} 1' '{result="duplicate",type="invoice.paid"} [1-9]'; do
     grep -q "^stripe_webhook_total$series" <<<"$body" || surprise "stripe_webhook_total$series" "no such line"
 done
 passed
