@@ -24,5 +24,7 @@ mod rate;
 mod readme;
 mod replicas;
 mod startup;
+mod stripe_events;
 mod stripe_server;
 mod upstream;
+mod webhooks;
