@@ -11,6 +11,7 @@ mod budgets;
 mod casts;
 mod concurrency;
 mod crash;
+mod credits;
 mod holds;
 mod idempotency;
 mod input;

@@ -67,6 +67,13 @@ impl Shop {
         Purchase::open(&self.stripe, buyer, body).await
     }
 
+    /// Has `buyer` buy credits: Checkout, and what Stripe tells of its payment.
+    pub async fn sell_credits(&self, buyer: &Client, credits: i64) -> Purchase {
+        let purchase = self.checkout(buyer, json!({ "credits": credits })).await;
+        self.tell(&purchase.paid()).await;
+        purchase
+    }
+
     /// Delivers an event, which has to be taken.
     pub async fn tell(&self, event: &Event) {
         tell(self.server.anonymous(), event).await;
@@ -186,6 +193,14 @@ impl Purchase {
     pub fn refunded(&self, cents: i64, seconds: i64) -> Event {
         let refunded = json!({"amount_refunded": cents, "refunded": self.values["amount"] == cents});
         self.but(refunded).event("charge.refunded", seconds)
+    }
+
+    pub fn dispute_opened(&self, seconds: i64) -> Event {
+        self.event("charge.dispute.created", seconds)
+    }
+
+    pub fn dispute_closed(&self, status: &str, seconds: i64) -> Event {
+        self.but(json!({ "status": status })).event("charge.dispute.closed", seconds)
     }
 }
 
@@ -321,6 +336,11 @@ pub async fn credits(client: &Client) -> i64 {
     balance["credits"].as_i64().unwrap_or_else(|| panic!("no integer in {balance}"))
 }
 
+/// The credits that the caller owes.
+pub async fn credits_owed(client: &Client) -> i64 {
+    client.get("/v1/billing").await.expect(200)["credits_owed"].as_i64().unwrap()
+}
+
 /// What plan the caller is on, and how its subscription is.
 pub async fn plan_and_status(client: &Client) -> (String, String) {
     let billing = client.get("/v1/billing").await.expect(200);
@@ -335,4 +355,16 @@ pub async fn assert_nothing_granted(client: &Client, what: &str) {
     let granted = (&billing["plan"], &billing["status"], &billing["credits"], &billing["credits_owed"]);
     assert_eq!(granted, (&json!("free"), &json!("inactive"), &json!(0), &json!(0)), "after {what}");
     assert_eq!(credits(client).await, 0, "after {what}");
+}
+
+/// Every order of `items`.
+pub fn permutations<T: Clone>(items: &[T]) -> Vec<Vec<T>> {
+    let Some((first, rest)) = items.split_first() else { return vec![vec![]] };
+    let insert = |permuted: &Vec<T>, at: usize| {
+        let mut next = permuted.clone();
+        next.insert(at, first.clone());
+        next
+    };
+    let rest = permutations(rest);
+    rest.iter().flat_map(|permuted| (0..=permuted.len()).map(move |at| insert(permuted, at))).collect()
 }
