@@ -27,5 +27,6 @@ mod replicas;
 mod startup;
 mod stripe_events;
 mod stripe_server;
+mod subscriptions;
 mod upstream;
 mod webhooks;

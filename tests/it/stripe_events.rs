@@ -74,6 +74,16 @@ impl Shop {
         purchase
     }
 
+    /// Has `buyer` subscribe to `pro`, with all that Stripe tells of it.
+    pub async fn sell_pro(&self, buyer: &Client) -> Purchase {
+        let purchase = self.checkout(buyer, json!({"plan": "pro"})).await;
+        for event in purchase.told_of_subscribing([0; 4]) {
+            self.tell(&event).await;
+        }
+        assert_eq!(plan_and_status(buyer).await, ("pro".to_owned(), "active".to_owned()));
+        purchase
+    }
+
     /// Delivers an event, which has to be taken.
     pub async fn tell(&self, event: &Event) {
         tell(self.server.anonymous(), event).await;
