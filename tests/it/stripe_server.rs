@@ -31,6 +31,8 @@ pub struct Asked {
     pub path: String,
     pub headers: BTreeMap<String, String>,
     pub form: Form,
+    /// The form as it went over the wire.
+    pub body: String,
 }
 
 impl Asked {
@@ -103,6 +105,11 @@ impl StripeServer {
 
     pub fn all_asked(&self) -> usize {
         self.state.asked.lock().unwrap().len()
+    }
+
+    /// Every request, in the order in which they came.
+    pub fn everything_asked(&self) -> Vec<Asked> {
+        self.state.asked.lock().unwrap().clone()
     }
 
     /// What the Checkout session of that id was opened with.
@@ -203,7 +210,8 @@ async fn next_request(read: &mut (impl AsyncBufReadExt + Unpin)) -> Option<Asked
     let form = url::form_urlencoded::parse(&body);
     let form = form.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
     let path = path.strip_prefix("/stripe").unwrap_or(&path).to_owned();
-    Some(Asked { method, path, headers, form })
+    let body = String::from_utf8_lossy(&body).into_owned();
+    Some(Asked { method, path, headers, form, body })
 }
 
 fn answer(asked: &Asked, state: &State) -> (u16, Value) {
