@@ -370,6 +370,96 @@ async fn an_active_plans_limit_acts_on_the_next_cast_and_goes_with_it(backend: B
     assert_eq!(hard_limit_met(&customer).await, 13);
 }
 
+both!(what_was_spent_between_two_subscriptions_counts_on_the_second);
+async fn what_was_spent_between_two_subscriptions_counts_on_the_second(backend: Backend) {
+    let shop = Shop::open(&backend).await;
+    put_pro(&shop, json!({"hard_limit_cents": 8})).await;
+    let customer = shop.customer().await;
+    let first = shop.sell_pro(&customer).await;
+    for _ in 0..3 {
+        customer.echo().await.expect(200);
+    }
+    shop.tell(&first.event("customer.subscription.paused", 5)).await;
+    customer.echo().await.expect(200);
+    shop.tell(&first.event("customer.subscription.resumed", 6)).await;
+    customer.echo().await.expect(200);
+    shop.tell(&first.event("customer.subscription.deleted", 7)).await;
+    for _ in 0..2 {
+        customer.echo().await.expect(200);
+    }
+    shop.sell_pro(&customer).await;
+    customer.echo().await.expect(200);
+    let refusal = customer.echo().await.expect_code(402, "budget_exceeded");
+    assert_eq!((&refusal["hard_limit_cents"], &refusal["spent_cents"]), (&json!(8), &json!(8)));
+}
+
+both!(what_is_held_while_a_plan_begins_and_ends_counts_once);
+async fn what_is_held_while_a_plan_begins_and_ends_counts_once(backend: Backend) {
+    let shop = Shop::open(&backend).await;
+    put_pro(&shop, json!({"hard_limit_cents": 20})).await;
+    let customer = shop.customer().await;
+    let hold = async |cents: i64| {
+        let held = customer.post("/v1/holds", json!({"amount_cents": cents})).await.expect(201);
+        held["id"].as_str().unwrap().to_owned()
+    };
+    let settle = async |id: &str, cents: i64| {
+        let path = format!("/v1/holds/{id}/settle");
+        customer.post(&path, json!({"amount_cents": cents})).await.expect(200);
+    };
+    let figures = async || {
+        let asked = customer.post("/v1/holds", json!({"amount_cents": 1_000})).await;
+        let refusal = asked.expect_code(402, "budget_exceeded");
+        (refusal["spent_cents"].as_i64().unwrap(), refusal["reserved_cents"].as_i64().unwrap())
+    };
+    let before = hold(6).await;
+    let first = shop.sell_pro(&customer).await;
+    assert_eq!(figures().await, (0, 6));
+    let during = hold(5).await;
+    assert_eq!(figures().await, (0, 11));
+    shop.tell(&first.event("customer.subscription.deleted", 5)).await;
+    settle(&before, 2).await;
+    let between = hold(100).await;
+    assert_eq!(customer.delete(&format!("/v1/holds/{between}")).await.status, 204);
+    let after = hold(4).await;
+    let second = shop.sell_pro(&customer).await;
+    assert_eq!(figures().await, (2, 9));
+    settle(&during, 5).await;
+    assert_eq!(figures().await, (7, 4));
+    assert_eq!(customer.delete(&format!("/v1/holds/{after}")).await.status, 204);
+    assert_eq!(figures().await, (7, 0));
+    for _ in 0..13 {
+        customer.echo().await.expect(200);
+    }
+    assert_eq!(hard_limit_met(&customer).await, 20);
+    shop.tell(&second.event("customer.subscription.deleted", 6)).await;
+    customer.echo().await.expect(200);
+    assert_eq!(usage_cents(&customer.usage("").await), (16, 21, 0));
+}
+
+both!(a_limit_holds_while_plans_come_and_go_amid_casts);
+async fn a_limit_holds_while_plans_come_and_go_amid_casts(backend: Backend) {
+    let shop = Shop::open(&backend).await;
+    put_pro(&shop, json!({"hard_limit_cents": 60})).await;
+    let customer = shop.customer().await;
+    let purchase = shop.sell_pro(&customer).await;
+    let caster: Customer = customer.clone();
+    let casting = tokio::spawn(storm(16, 400, move |_| {
+        let client = caster.client();
+        async move { client.echo().await.status }
+    }));
+    // Past due keeps the plan, active again too: each says the same limit anew.
+    let mut at = 5;
+    while !casting.is_finished() {
+        at += 1;
+        let word = if at % 2 == 0 { "past_due" } else { "active" };
+        shop.tell(&purchase.but(json!({"status": word})).event("customer.subscription.updated", at)).await;
+        put_pro(&shop, json!({"hard_limit_cents": 60, "rate_limit_per_minute": 1_000_000 - at})).await;
+    }
+    let statuses = casting.await.unwrap();
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 60, "{statuses:?}");
+    assert_eq!(usage_cents(&customer.usage("").await), (60, 60, 0));
+}
+
 both!(a_monthly_budget_of_ones_own_replaces_the_plans_limit_while_it_is_there);
 async fn a_monthly_budget_of_ones_own_replaces_the_plans_limit_while_it_is_there(backend: Backend) {
     let shop = Shop::open(&backend).await;
