@@ -44,7 +44,7 @@ pub async fn own_errors<B: MessageBody + 'static>(
         let refusal = ApiError::new(Code::Forbidden, "Not authenticated").error_response();
         return reshaped(request.into_response(refusal)).await;
     }
-    // What fails below answers as a response, so there is no error to be seen here.
+    // Refusals come as responses too, and to keep a clone of the request would make routing it panic.
     reshaped(next.call(request).await?.map_into_boxed_body()).await
 }
 

@@ -10,7 +10,8 @@ use crate::{
         Answer, Backend, Client, Options, Server, Stopwatch, both, eventually, postgres, shape, storm,
         usage_cents,
     },
-    stripe_server::{SECRET_KEY, StripeServer, Trouble, error},
+    stripe_events::ask_program,
+    stripe_server::{Asked, SECRET_KEY, StripeServer, Trouble, error},
 };
 
 const CUSTOMERS: &str = "/v1/customers";
@@ -516,6 +517,40 @@ async fn the_portal_is_for_who_bought(backend: Backend) {
     assert_ne!(first.key(), failed.key());
     stripe.always(PORTAL, Some(Trouble::Status(400, error("invalid_request_error", None, None))));
     customer.post("/v1/billing/portal", json!({})).await.expect_code(502, "stripe_error");
+}
+
+both!(what_stripe_is_sent_is_what_it_takes);
+async fn what_stripe_is_sent_is_what_it_takes(backend: Backend) {
+    let (server, stripe) = with_stripe(&backend).await;
+    let admin = server.admin();
+    let plan = json!({"name": "Team & Söhne", "price_cents": 50_000, "currency": "eur", "interval": "year"});
+    admin.put("/v1/plans/team", plan).await.expect(201);
+    let plan = json!({"name": "Listed", "price_cents": 500, "stripe_price_id": "price_listed"});
+    admin.put("/v1/plans/listed", plan).await.expect(201);
+    let account = json!({"name": "żółć", "email": "buyer@shop.example"});
+    let account = admin.post("/v1/accounts", account).await.expect(201);
+    let of_account = format!("?account_id={}", account["id"].as_str().unwrap());
+    for order in [
+        json!({}),
+        json!({"plan": "pro", "success_url": "https://shop.example/?a=b&c={CHECKOUT_SESSION_ID}#d"}),
+        json!({"plan": "team", "cancel_url": "http://localhost:3000/ż"}),
+        json!({"plan": "listed"}),
+        json!({"credits": 1_000}),
+        json!({"credits": 1}),
+        json!({"credits": 99_999_999}),
+    ] {
+        session(&admin.post(&format!("/v1/billing/checkout{of_account}"), order).await);
+    }
+    admin.post(&format!("/v1/billing/portal{of_account}"), json!({})).await.expect(200);
+    let sent = stripe.everything_asked().into_iter().map(|asked| {
+        let Asked { method, path, headers, body, .. } = asked;
+        json!({"method": method, "path": path, "headers": headers, "body": body})
+    });
+    let sent: Vec<Value> = sent.collect();
+    assert_eq!(sent.len(), 1 + 7 + 1, "{sent:?}");
+    let check = move || ask_program("python3", &["check_requests.py"], json!(sent).to_string());
+    let verdict = tokio::task::spawn_blocking(check).await.unwrap();
+    assert_eq!(verdict, "9 requests are as Stripe's description wants them\n");
 }
 
 both!(who_may_buy);

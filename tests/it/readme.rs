@@ -117,3 +117,13 @@ async fn the_end_to_end_script_walks_through_a_running_server(backend: Backend) 
     let customer = server.customer("acme").await;
     run(walk, &customer.key, &server.dir()).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_walk_through_all_that_is_bought_has_no_surprise() {
+    // It brings a server of its own, on SQLite.
+    let script = repository().join("scripts/e2e_stripe.sh");
+    let walk = format!("'{}' '{}'", script.display(), env!("CARGO_BIN_EXE_spell-platform"));
+    let printed = run(walk, ADMIN_KEY, &std::env::temp_dir()).await;
+    assert!(printed.ends_with("all as the contract says\n"), "{printed}");
+    assert!(!printed.contains("not checked"), "TEST_STRIPE_TOOLS is not set: run scripts/test: {printed}");
+}

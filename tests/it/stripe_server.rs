@@ -19,7 +19,10 @@ use crate::harness::{Options, eventually};
 
 pub const SECRET_KEY: &str = "sk_test_hunter2_of_the_stand_in";
 
-type Form = BTreeMap<String, String>;
+/// By which events of this Stripe are signed.
+pub const WEBHOOK_SECRET: &str = "whsec_of_the_stand_in";
+
+pub type Form = BTreeMap<String, String>;
 
 /// One request, as it came.
 #[derive(Clone, Debug)]
@@ -28,6 +31,8 @@ pub struct Asked {
     pub path: String,
     pub headers: BTreeMap<String, String>,
     pub form: Form,
+    /// The form as it went over the wire.
+    pub body: String,
 }
 
 impl Asked {
@@ -89,7 +94,7 @@ impl StripeServer {
     pub fn sells_for(&self, options: Options) -> Options {
         options
             .var("STRIPE_SECRET_KEY", SECRET_KEY)
-            .var("STRIPE_WEBHOOK_SECRET", "whsec_of_the_stand_in")
+            .var("STRIPE_WEBHOOK_SECRET", WEBHOOK_SECRET)
             .var("STRIPE_API_BASE", format!("http://127.0.0.1:{}/stripe", self.port))
     }
 
@@ -100,6 +105,19 @@ impl StripeServer {
 
     pub fn all_asked(&self) -> usize {
         self.state.asked.lock().unwrap().len()
+    }
+
+    /// Every request, in the order in which they came.
+    pub fn everything_asked(&self) -> Vec<Asked> {
+        self.state.asked.lock().unwrap().clone()
+    }
+
+    /// What the Checkout session of that id was opened with.
+    #[track_caller]
+    pub fn opened(&self, session: &str) -> Form {
+        let answers = self.state.answers.lock().unwrap();
+        let opened = answers.values().find(|(_, answer)| answer["id"] == session);
+        opened.unwrap_or_else(|| panic!("no session {session}")).0.clone()
     }
 
     pub async fn wait_for(&self, path: &str, count: usize) {
@@ -192,7 +210,8 @@ async fn next_request(read: &mut (impl AsyncBufReadExt + Unpin)) -> Option<Asked
     let form = url::form_urlencoded::parse(&body);
     let form = form.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
     let path = path.strip_prefix("/stripe").unwrap_or(&path).to_owned();
-    Some(Asked { method, path, headers, form })
+    let body = String::from_utf8_lossy(&body).into_owned();
+    Some(Asked { method, path, headers, form, body })
 }
 
 fn answer(asked: &Asked, state: &State) -> (u16, Value) {

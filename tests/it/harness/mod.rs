@@ -10,7 +10,7 @@ mod upstream;
 mod wait;
 
 pub use backend::Backend;
-pub use client::{Answer, Client, Customer, all_casts, all_of, names, shape, usage_cents};
+pub use client::{Answer, Call, Client, Customer, all_casts, all_of, names, shape, usage_cents};
 pub use proxy::Proxy;
 pub use server::{ADMIN_KEY, Options, Output, Server, redis_url, spawn_bare};
 pub use upstream::Upstream;

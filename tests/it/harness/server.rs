@@ -196,6 +196,14 @@ impl Server {
         self.port.number
     }
 
+    /// Runs an operator's command with the server's environment.
+    pub async fn operate(&self, arguments: &[&str]) -> std::process::Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spell-platform"));
+        command.args(arguments).current_dir(self.dir.path()).env_clear().stdin(Stdio::null());
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    }
+
     /// What it has written so far.
     pub fn output(&self) -> Output {
         Output::of(self.dir.path())
