@@ -171,7 +171,7 @@ pub struct Standing {
     /// Whether the subscription's plan is in force: while it is active, and while Stripe still tries
     /// to get what is due.
     pub in_force: bool,
-    /// The plan that is in force; `None`: the default one.
+    /// The subscription's plan, until it ends; `None`: the default one.
     pub plan: Option<String>,
     pub current_period_end: Option<Time>,
     pub cancel_at_period_end: bool,
@@ -283,8 +283,9 @@ pub async fn put(tx: &mut Tx, subscription: &Subscription) -> Result<(), StoreEr
 pub async fn update_plan(tx: &mut Tx, account: &AccountId) -> Result<(), StoreError> {
     let (plan,): (Option<String>,) = tx.one(&LOCK_ACCOUNT, binds![account]).await?;
     let standing = standing_of(tx.all(&OF_ACCOUNT, binds![account]).await?);
-    if standing.plan != plan {
-        tx.execute(&SET_PLAN, binds![account, standing.plan]).await?;
+    let in_force = standing.plan.filter(|_| standing.in_force);
+    if in_force != plan {
+        tx.execute(&SET_PLAN, binds![account, in_force]).await?;
         budget::forget_the_plans(tx, account).await?;
     }
     Ok(())
@@ -314,7 +315,7 @@ fn standing_of(rows: Vec<Row>) -> Standing {
         Standing {
             status,
             in_force,
-            plan: subscription.plan.or(sold).filter(|_| in_force),
+            plan: subscription.plan.or(sold).filter(|_| status >= Status::PastDue),
             current_period_end: subscription.current_period_end.max(subscription.invoice_period_end),
             cancel_at_period_end: subscription.cancel_at_period_end,
         }

@@ -12,7 +12,10 @@
 use std::sync::Arc;
 
 use secrecy::SecretString;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::timeout,
+};
 
 use super::{
     Stripe, effect,
@@ -27,8 +30,9 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// How many events are applied at the same time by this process.
-const AT_ONCE: usize = 2;
+/// How many events are stored, and how many applied, at the same time by this process.
+const STORED_AT_ONCE: usize = 4;
+const APPLIED_AT_ONCE: usize = 2;
 
 /// Takes Stripe's events: hand it around by clone.
 #[derive(Clone)]
@@ -39,7 +43,8 @@ pub struct Webhook {
     metrics: Arc<Metrics>,
     /// To ask what an event does not say.
     stripe: Option<Stripe>,
-    turns: Arc<Semaphore>,
+    storing: Arc<Semaphore>,
+    applying: Arc<Semaphore>,
 }
 
 /// Why a delivery was not taken.
@@ -70,7 +75,15 @@ impl Webhook {
         for result in ["bad_signature", "no_event"] {
             metrics.stripe_webhooks.with_label_values(&["other", result]);
         }
-        Webhook { db, clock, identity, metrics, stripe, turns: Arc::new(Semaphore::new(AT_ONCE)) }
+        Webhook {
+            db,
+            clock,
+            identity,
+            metrics,
+            stripe,
+            storing: Arc::new(Semaphore::new(STORED_AT_ONCE)),
+            applying: Arc::new(Semaphore::new(APPLIED_AT_ONCE)),
+        }
     }
 
     /// Takes a delivery: `header` is its `Stripe-Signature`, `body` the bytes as they came. Once this
@@ -98,7 +111,7 @@ impl Webhook {
             created_at: event.created_at,
             body: text.to_owned(),
         };
-        let taken = match inbox::store(&self.db, Source::Stripe, &incoming, now).await {
+        let taken = match self.store(&incoming).await {
             Ok(()) => self.apply(&event, false).await,
             Err(error) => Err(error),
         };
@@ -126,10 +139,14 @@ impl Webhook {
         self.apply(&event, true).await
     }
 
+    async fn store(&self, event: &Incoming) -> Result<(), StoreError> {
+        let _turn = turn(&self.storing).await?;
+        inbox::store(&self.db, Source::Stripe, event, self.clock.now()).await
+    }
+
     async fn apply(&self, event: &Event, again: bool) -> Result<Option<Delivery>, StoreError> {
         let invoice = self.invoice_behind(event).await?;
-        let turn = timeout(PATIENCE, self.turns.acquire()).await;
-        let _turn = turn.map_err(|_| StoreError::Unavailable("too many events wait".to_owned()))?;
+        let _turn = turn(&self.applying).await?;
         let (now, id) = (self.clock.now(), event.id.as_str());
         let effect = async |tx: &mut Tx| effect::apply(tx, event, invoice.clone(), now).await;
         let delivery = inbox::apply(&self.db, Source::Stripe, id, again, now, effect).await?;
@@ -162,4 +179,9 @@ impl Webhook {
     fn count(&self, kind: &str, result: &str) {
         self.metrics.stripe_webhooks.with_label_values(&[kind, result]).inc();
     }
+}
+
+async fn turn(turns: &Semaphore) -> Result<Option<SemaphorePermit<'_>>, StoreError> {
+    let turn = timeout(PATIENCE, turns.acquire()).await;
+    turn.map(Result::ok).map_err(|_| StoreError::Unavailable("too many events wait".to_owned()))
 }

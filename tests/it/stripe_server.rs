@@ -70,6 +70,8 @@ struct State {
     /// By idempotency key.
     answers: Mutex<HashMap<String, (Form, Value)>>,
     deleted: Mutex<BTreeSet<String>>,
+    /// By payment intent.
+    invoices: Mutex<BTreeMap<String, String>>,
     /// By path: for the next requests, one each.
     troubles: Mutex<HashMap<String, VecDeque<Trouble>>>,
     /// By path: for every request.
@@ -140,6 +142,11 @@ impl StripeServer {
             Some(trouble) => drop(down.insert(path.to_owned(), trouble)),
             None => drop(down.remove(path)),
         }
+    }
+
+    /// The invoice is paid by that payment intent, as who asks for it is told.
+    pub fn pays(&self, intent: &str, invoice: &str) {
+        self.state.invoices.lock().unwrap().insert(intent.to_owned(), invoice.to_owned());
     }
 
     /// Deletes a customer.
@@ -217,6 +224,12 @@ async fn next_request(read: &mut (impl AsyncBufReadExt + Unpin)) -> Option<Asked
 fn answer(asked: &Asked, state: &State) -> (u16, Value) {
     if asked.headers.get("authorization") != Some(&format!("Bearer {SECRET_KEY}")) {
         return (401, error("invalid_request_error", None, None));
+    }
+    if asked.path.starts_with("/v1/invoice_payments?") {
+        let intent = asked.path.rsplit('=').next().unwrap_or_default();
+        let invoice = state.invoices.lock().unwrap().get(intent).cloned();
+        let payments: Vec<Value> = invoice.map(|invoice| json!({"invoice": invoice})).into_iter().collect();
+        return (200, json!({"object": "list", "data": payments, "has_more": false}));
     }
     let mut answers = state.answers.lock().unwrap();
     if let Some((form, body)) = answers.get(asked.key()) {
