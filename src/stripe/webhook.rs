@@ -7,12 +7,13 @@
 //!
 //! What is not signed by one of our secrets changes nothing. What can't be applied now is sent again
 //! by Stripe, for three days; from the first failure on it is also listed for the operator. Only a
-//! few deliveries are applied at a time, so that a flood of them leaves connections for casts.
+//! few deliveries are applied at a time, so that a flood of them leaves connections for casts; who
+//! waits for longer than [`PATIENCE`] is told to send it again.
 
 use std::sync::Arc;
 
 use secrecy::SecretString;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
     effect::{self, Terms},
@@ -23,7 +24,7 @@ use crate::{
     clock::Clock,
     identity::Identity,
     inbox::{self, Delivery, Incoming, Source, Verdict},
-    store::{Db, StoreError, Tx},
+    store::{Db, PATIENCE, StoreError, Tx},
     telemetry::Metrics,
 };
 
@@ -92,11 +93,10 @@ impl Webhook {
             body: text.to_owned(),
         };
         let taken = async {
-            let _turn = self.turns.acquire().await;
             inbox::store(&self.db, Source::Stripe, &incoming, now).await?;
             self.apply(&event.id, false).await
         };
-        let taken = taken.await;
+        let taken = self.in_turn(taken).await;
         let result = match &taken {
             Ok(Some(Delivery::First(verdict))) => verdict.status(),
             Ok(Some(Delivery::Again)) => "duplicate",
@@ -116,8 +116,18 @@ impl Webhook {
     /// Applies a stored event once more, unless it was applied: an operator's replay. `None`: there
     /// is none of that id.
     pub async fn replay(&self, id: &str) -> Result<Option<Delivery>, StoreError> {
-        let _turn = self.turns.acquire().await;
-        self.apply(id, true).await
+        self.in_turn(self.apply(id, true)).await
+    }
+
+    /// Does `work` when it is its turn. Waiting for that counts too: while the database is away, those
+    /// who wait behind each other are answered as soon as the first.
+    async fn in_turn<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let done = timeout(PATIENCE, async {
+            let _turn = self.turns.acquire().await;
+            work.await
+        });
+        let late = format!("not applied within {} ms", PATIENCE.as_millis());
+        done.await.unwrap_or(Err(StoreError::Unavailable(late)))
     }
 
     async fn apply(&self, id: &str, again: bool) -> Result<Option<Delivery>, StoreError> {
