@@ -74,7 +74,12 @@ environment=(PATH="$PATH" HOST=127.0.0.1 PORT="$port" DATABASE_URL="sqlite:$work
     STRIPE_WEBHOOK_SECRET="whsec_$(random),$webhook_secret")
 (cd -- "$work" && exec env -i "${environment[@]}" "$binary" >"$work/server.out" 2>"$work/server.log") &
 server_pid=$!
+<<<<<<< HEAD
 for _ in {1..100}; do
+=======
+# Until it is ready: before that, it answers 503 while it sets up its database.
+for _ in {1..300}; do
+>>>>>>> h3
     curl -fsS -m 2 -o "$work/ready" "$url/ready" 2>"$work/curl" && break
     kill -0 "$server_pid" 2>/dev/null || surprise "a server" "$(tail -n 5 "$work/server.log")"
     sleep 0.1

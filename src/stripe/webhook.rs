@@ -12,10 +12,7 @@
 use std::sync::Arc;
 
 use secrecy::SecretString;
-use tokio::{
-    sync::{Semaphore, SemaphorePermit},
-    time::timeout,
-};
+use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
     Stripe, effect,
@@ -140,16 +137,16 @@ impl Webhook {
     }
 
     async fn store(&self, event: &Incoming) -> Result<(), StoreError> {
-        let _turn = turn(&self.storing).await?;
-        inbox::store(&self.db, Source::Stripe, event, self.clock.now()).await
+        let store = inbox::store(&self.db, Source::Stripe, event, self.clock.now());
+        in_turn(&self.storing, store).await
     }
 
     async fn apply(&self, event: &Event, again: bool) -> Result<Option<Delivery>, StoreError> {
         let invoice = self.invoice_behind(event).await?;
-        let _turn = turn(&self.applying).await?;
         let (now, id) = (self.clock.now(), event.id.as_str());
         let effect = async |tx: &mut Tx| effect::apply(tx, event, invoice.clone(), now).await;
-        let delivery = inbox::apply(&self.db, Source::Stripe, id, again, now, effect).await?;
+        let apply = inbox::apply(&self.db, Source::Stripe, id, again, now, effect);
+        let delivery = in_turn(&self.applying, apply).await?;
         if let Some(Delivery::First(Verdict::Applied(what))) = &delivery {
             tracing::info!(event = id, what, "a Stripe event was applied");
             // A plan, and with it a rate, may have changed.
@@ -181,7 +178,16 @@ impl Webhook {
     }
 }
 
-async fn turn(turns: &Semaphore) -> Result<Option<SemaphorePermit<'_>>, StoreError> {
-    let turn = timeout(PATIENCE, turns.acquire()).await;
-    turn.map(Result::ok).map_err(|_| StoreError::Unavailable("too many events wait".to_owned()))
+/// Does `work` when it is its turn. Waiting for that counts too: while the database is away, those who
+/// wait behind each other are answered as soon as the first.
+async fn in_turn<T>(
+    turns: &Semaphore,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let done = timeout(PATIENCE, async {
+        let _turn = turns.acquire().await;
+        work.await
+    });
+    let late = format!("not done within {} ms", PATIENCE.as_millis());
+    done.await.unwrap_or(Err(StoreError::Unavailable(late)))
 }

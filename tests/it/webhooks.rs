@@ -671,7 +671,8 @@ async fn what_was_paid_and_matches_nothing_is_listed_and_replayed(backend: Backe
     let purchase = shop.checkout(&customer, json!({"plan": "pro"})).await;
     let odd_price = purchase.but(json!({"price": "price_odd", "amount": 777}));
     let kept = [odd_price.event("customer.subscription.created", 0), odd_price.event("invoice.paid", 0)];
-    for event in &kept {
+    // Told again, they wait for an operator as before.
+    for event in kept.iter().chain(&kept) {
         shop.tell(event).await;
     }
     shop.tell(&Event::about("made.up", &json!({}))).await;
@@ -900,6 +901,30 @@ async fn without_the_database_a_delivery_is_refused_in_time_and_applied_when_it_
     }
     assert_eq!(shop.open_events().await, []);
     assert_no_panic(&shop.server);
+}
+
+postgres!(without_the_database_many_deliveries_at_once_are_all_refused_in_time);
+async fn without_the_database_many_deliveries_at_once_are_all_refused_in_time(backend: Backend) {
+    let proxy = Proxy::to(backend.address()).await;
+    let options = Options::on(&backend).var("DATABASE_URL", backend.url_through(proxy.port()));
+    let shop = Shop::open_with(options).await;
+    let customer = shop.customer().await;
+    let mut events = Vec::new();
+    for _ in 0..20 {
+        events.push(shop.checkout(&customer, json!({"credits": 10})).await.paid());
+    }
+    proxy.hang().await;
+    let watch = Stopwatch::start();
+    for answer in deliver_at_once(&[shop.server.anonymous().clone()], &events, 40).await {
+        assert!((500..600).contains(&answer.status), "{answer}");
+    }
+    watch.assert_under(Duration::from_millis(3_700), "40 deliveries without the database");
+    proxy.restore().await;
+    for event in &events {
+        deliver_until_taken(shop.server.anonymous(), event).await;
+    }
+    assert_eq!(credits(&customer).await, 200);
+    assert_eq!(shop.open_events().await, []);
 }
 
 postgres!(a_database_that_is_cut_amid_deliveries_loses_and_doubles_nothing);
