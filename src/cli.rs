@@ -9,7 +9,7 @@ use crate::{
     clock::Clock,
     config::Config,
     identity::Identity,
-    inbox::{self, Delivery, StoredEvent},
+    inbox::{self, Delivery, Source, StoredEvent},
     store::{Db, StoreError},
     stripe::{Stripe, webhook::Webhook},
     telemetry::Metrics,
@@ -37,7 +37,7 @@ pub enum Command {
 pub enum Webhooks {
     /// List the events that are open: received, failed or kept
     List {
-        /// List those of this status instead: received, applied, ignored, kept, failed or all
+        /// List those of this status instead: received, applied, ignored, kept, failed, dismissed or all
         #[arg(long)]
         status: Option<String>,
     },
@@ -49,6 +49,12 @@ pub enum Webhooks {
         /// All that are open
         #[arg(long)]
         all: bool,
+    },
+    /// Take events off the list without applying them: they were seen to in another way
+    Dismiss {
+        /// The events' ids
+        #[arg(required = true)]
+        ids: Vec<String>,
     },
 }
 
@@ -65,6 +71,8 @@ pub enum CommandError {
     Store(#[from] StoreError),
     #[error("{0} of the events could not be applied")]
     NotApplied(usize),
+    #[error("{0} of the events are not there")]
+    NotThere(usize),
 }
 
 /// How many events are listed, or replayed, at most.
@@ -83,6 +91,7 @@ pub async fn webhooks(config: &Config, command: Webhooks) -> Result<(), CommandE
             };
             replay(config, &db, ids).await
         }
+        Webhooks::Dismiss { ids } => dismiss(&db, ids).await,
     };
     db.close().await;
     done
@@ -104,6 +113,20 @@ async fn list(db: &Db, status: Option<&str>) -> Result<(), CommandError> {
 
 async fn open_events(db: &Db, statuses: &[&str]) -> Result<Vec<StoredEvent>, StoreError> {
     inbox::list(db, statuses, None, MOST).await
+}
+
+async fn dismiss(db: &Db, ids: Vec<String>) -> Result<(), CommandError> {
+    let mut missing = 0;
+    for id in ids {
+        match inbox::dismiss(db, Source::Stripe, &id, Clock::system().now()).await? {
+            Some(event) => println!("{id}\t{}", event.status),
+            None => {
+                missing += 1;
+                eprintln!("{id}\tis not there");
+            }
+        }
+    }
+    if missing == 0 { Ok(()) } else { Err(CommandError::NotThere(missing)) }
 }
 
 async fn replay(config: &Config, db: &Db, ids: Vec<String>) -> Result<(), CommandError> {

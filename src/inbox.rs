@@ -114,6 +114,9 @@ statements! {
     FAILED = "
         UPDATE webhook_events SET status = 'failed', detail = $3, attempts = attempts + 1
         WHERE source = $1 AND id = $2 AND status <> 'applied'";
+    DISMISS = "
+        UPDATE webhook_events SET status = 'dismissed', done_at = $3
+        WHERE source = $1 AND id = $2 AND status IN ('received', 'failed', 'kept')";
     EVENTS = concat!("SELECT ", event_columns!(), " FROM webhook_events
         WHERE status IN (SELECT given.value ->> 0 FROM {rows}) AND (received_at, id) < ($2, $3)
         ORDER BY received_at DESC, id DESC LIMIT $4");
@@ -167,7 +170,8 @@ pub async fn body(db: &Db, source: Source, id: &str) -> Result<Option<String>, S
 }
 
 /// Applies a stored event by `effect`, unless that was done before.
-/// `None`: there is no such event. One that was ignored or kept is tried again only if `again`.
+/// `None`: there is no such event. One that was ignored, kept or dismissed is
+/// tried again only if `again`.
 pub async fn apply(
     db: &Db,
     source: Source,
@@ -204,7 +208,8 @@ async fn attempt_to_apply(
     let Some((status,)) = event else {
         return tx.rollback().await.map(|()| None);
     };
-    if status == "applied" || (matches!(status.as_str(), "ignored" | "kept") && !again) {
+    let seen_to = matches!(status.as_str(), "ignored" | "kept" | "dismissed");
+    if status == "applied" || (seen_to && !again) {
         return tx.rollback().await.map(|()| Some(Delivery::Again));
     }
     let verdict = effect(&mut tx).await?;
@@ -213,8 +218,20 @@ async fn attempt_to_apply(
     Ok(Some(Delivery::First(verdict)))
 }
 
+/// Takes an event off the operator's list without applying it: it was seen to in another way. `None`:
+/// there is none of that id. What was applied or ignored stays so.
+pub async fn dismiss(
+    db: &Db,
+    source: Source,
+    id: &str,
+    now: Time,
+) -> Result<Option<StoredEvent>, StoreError> {
+    db.execute(&DISMISS, binds![source.as_str(), id, now]).await?;
+    get(db, source, id).await
+}
+
 /// Every status that an event can have.
-pub const STATUSES: [&str; 5] = ["received", "applied", "ignored", "kept", "failed"];
+pub const STATUSES: [&str; 6] = ["received", "applied", "ignored", "kept", "failed", "dismissed"];
 
 /// What an operator has to see to: events that failed, that were never applied, and that were kept.
 pub const OPEN: [&str; 3] = ["received", "failed", "kept"];

@@ -148,7 +148,7 @@ CREATE TABLE webhook_events (
     received_at BIGINT NOT NULL,
     body TEXT NOT NULL,
     -- 'received', 'applied' (with its effect), 'ignored' (none of our business), 'kept' (paid, but it
-    -- matches nothing of ours: an operator's to see to) or 'failed'
+    -- matches nothing of ours: an operator's to see to), 'failed', or 'dismissed' (seen to)
     status TEXT NOT NULL,
     -- what became of it, or what went wrong
     detail TEXT,

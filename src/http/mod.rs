@@ -110,6 +110,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
                 .service(at("/webhooks", "GET, HEAD").route(get().to(webhooks::list)))
                 .service(at("/webhooks/{id}", "GET, HEAD").route(get().to(webhooks::get)))
                 .service(at("/webhooks/{id}/replay", "POST").route(post().to(webhooks::replay)))
+                .service(at("/webhooks/{id}/dismiss", "POST").route(post().to(webhooks::dismiss)))
                 .default_service(web::to(not_found)),
         )
         .service(

@@ -108,6 +108,19 @@ pub async fn replay(
     Ok(HttpResponse::Ok().json(event))
 }
 
+/// `POST /v1/webhooks/{id}/dismiss`: takes the event off the list without applying it.
+pub async fn dismiss(
+    state: web::Data<AppState>,
+    caller: Caller,
+    path: web::Path<String>,
+    _: NoQuery,
+) -> Result<HttpResponse, ApiError> {
+    caller.require(KeyScope::Admin)?;
+    let id: String = id_of(path.into_inner()).ok_or_else(no_event)?;
+    let event = inbox::dismiss(&state.db, Source::Stripe, &id, state.clock.now()).await?;
+    Ok(HttpResponse::Ok().json(event.ok_or_else(no_event)?))
+}
+
 fn no_event() -> ApiError {
     ApiError::new(Code::NotFound, "There is no such event.")
 }

@@ -733,6 +733,28 @@ async fn only_an_admin_sees_and_replays_events(backend: Backend) {
     assert_eq!(admin.get(&format!("/v1/webhooks/{}", kept.id)).await.expect(200)["attempts"], 1);
 }
 
+both!(an_operator_dismisses_what_was_seen_to_and_nobody_else_may);
+async fn an_operator_dismisses_what_was_seen_to_and_nobody_else_may(backend: Backend) {
+    let shop = Shop::open(&backend).await;
+    let (admin, customer) = (shop.server.admin(), shop.customer().await);
+    let stranger = Purchase::somebody_elses().paid();
+    let bought = shop.checkout(&customer, json!({"credits": 100})).await.paid();
+    for event in [&stranger, &bought] {
+        shop.tell(event).await;
+    }
+    let dismiss = |id: &str| format!("/v1/webhooks/{id}/dismiss");
+    customer.post(&dismiss(&stranger.id), json!({})).await.expect_code(403, "forbidden");
+    admin.post(&dismiss("evt_none"), json!({})).await.expect_code(404, "not_found");
+    let dismissed = admin.post(&dismiss(&stranger.id), json!({})).await.expect(200);
+    assert_eq!(dismissed["status"], "dismissed");
+    let applied = admin.post(&dismiss(&bought.id), json!({})).await.expect(200);
+    assert_eq!(applied["status"], "applied", "what was applied stays so");
+    assert_eq!(shop.open_events().await, []);
+    // Sent again by Stripe, it is as it was.
+    shop.tell(&stranger).await;
+    assert_eq!(shop.open_events().await, []);
+}
+
 both!(the_command_line_lists_and_replays);
 async fn the_command_line_lists_and_replays(backend: Backend) {
     let mut shop = Shop::open(&backend).await;
@@ -782,6 +804,12 @@ async fn the_command_line_lists_and_replays(backend: Backend) {
     assert!(listed.lines().count() == 1 && listed.contains(&stranger.id), "{listed}");
     let (applied, _) = operate(&shop, &["webhooks", "list", "--status", "applied"], true).await;
     assert_eq!(applied.lines().count(), 6, "{applied}");
+    // What was seen to in another way leaves the list, and can still be replayed.
+    operate(&shop, &["webhooks", "dismiss", &stranger.id], true).await;
+    operate(&shop, &["webhooks", "dismiss", "evt_none"], false).await;
+    assert_eq!(operate(&shop, &["webhooks", "list"], true).await.0, "");
+    let (replayed, _) = operate(&shop, &["webhooks", "replay", &stranger.id], true).await;
+    assert_eq!(replayed, format!("{}\tkept\n", stranger.id));
     operate(&shop, &["webhooks", "list", "--status", "odd"], false).await;
     operate(&shop, &["webhooks", "replay"], false).await;
     operate(&shop, &["webhooks", "replay", "--all", "evt_1"], false).await;
