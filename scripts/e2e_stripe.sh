@@ -120,6 +120,13 @@ credits() {
     that '. == {credits: $credits, allocated_tokens: {}}' --argjson credits "$1"
 }
 
+# operate ARGUMENT…: the operator's command line, on the server's database; what it says is in $said.
+operate() {
+    request="spell-platform $*"
+    said=$(env -i "${environment[@]}" "$binary" "$@" 2>"$work/command.log") \
+        || surprise "exit 0" "$(<"$work/command.log")"
+}
+
 # checkout JSON [CURL ARGUMENTS…]: $session is what it opened.
 checkout() {
     call buyer POST /v1/billing/checkout "$@"
@@ -137,6 +144,12 @@ call buyer POST /v1/billing/portal '{}'
 error 404
 passed "and has no portal: 404"
 
+begin "the plan includes credits"
+call admin PUT /v1/plans/pro '{"name":"Pro","price_cents":1000,"included_credits":250}'
+expect 200
+that '.included_credits == 250 and .price_cents == 1000'
+passed
+
 begin "checkout of a plan"
 checkout '{"plan":"pro"}' -H 'Idempotency-Key: plan'
 first=$session
@@ -153,11 +166,13 @@ passed "$session, asked for once; nothing is granted yet"
 begin "it is paid, and Stripe tells us"
 happens "sessions/$session/pay"
 subscription=$(field .object.subscription)
+invoice=$(field .object.invoice)
 that '[.events[].type] == ["checkout.session.completed", "customer.subscription.created",
     "customer.subscription.updated", "invoice.paid"]'
 plan pro active
 that '(.current_period_end | type == "string") and (.stripe_customer_id | startswith("cus_"))'
-passed "plan pro, active"
+credits 250
+passed "plan pro, active, with its 250 credits"
 
 begin "a second subscription beside it"
 call buyer POST /v1/billing/checkout '{}'
@@ -169,6 +184,28 @@ call buyer POST /v1/billing/portal '{}'
 expect 200
 that 'keys == ["url"] and (.url | startswith($stripe))' --arg stripe "$stripe_url"
 passed
+
+begin "a part of the plan's invoice is refunded while Stripe can't be asked what the money was for"
+stripe POST /_/fail '{"status":500,"times":100,"path":"/v1/invoice_payments"}'
+happens refund "{\"invoice\":\"$invoice\",\"amount\":400}"
+refund=$(field '.events[0].id')
+credits 250
+operate webhooks list
+[[ $(wc -l <<<"$said") == 1 && $said == *"$refund"*kept* ]] || surprise "a line for $refund" "$said"
+stripe POST /_/recover
+operate webhooks replay "$refund"
+[[ $said == "$refund"$'\t'applied ]] || surprise "$refund applied" "$said"
+credits 150
+plan pro active
+passed "kept, and replayed: 150 credits left"
+
+begin "all of it is refunded"
+happens refund "{\"invoice\":\"$invoice\"}"
+credits 0
+plan pro active
+stripe GET /_/requests
+that '[.[] | select(.path | startswith("/v1/invoice_payments?"))] | length > 1 and .[-1].status == 200'
+passed "no credits left; the subscription goes on"
 
 # --- Credits -----------------------------------------------------------------------------------------
 
@@ -182,7 +219,7 @@ passed "1000 credits"
 
 begin "every event again"
 happens redeliver/all
-that '.events | length == 5'
+that '.events | length == 7'
 credits 1000
 plan pro active
 passed "nothing has changed"
@@ -263,11 +300,15 @@ stripe POST /v1/checkout/sessions '' --data "$sold" -H 'Authorization: Bearer sk
 happens "sessions/$(field .id)/pay"
 kept=$(field '.events[0].id')
 credits 295
-request='spell-platform webhooks list'
-listed=$(env -i "${environment[@]}" "$binary" webhooks list 2>"$work/command.log") \
-    || surprise "exit 0" "$(<"$work/command.log")"
-[[ $(wc -l <<<"$listed") == 1 && $listed == *"$kept"* && $listed == *kept* ]] || surprise "a line for $kept" "$listed"
-passed "is kept for the operator"
+operate webhooks list
+[[ $(wc -l <<<"$said") == 1 && $said == *"$kept"*kept* ]] || surprise "a line for $kept" "$said"
+call admin GET /v1/webhooks
+expect 200
+that '[.data[] | [.id, .status]] == [[$kept, "kept"]]' --arg kept "$kept"
+call admin POST "/v1/webhooks/$kept/replay"
+expect 200
+that '.status == "kept" and .attempts == 2'
+passed "is kept for the operator, and stays so when it is replayed"
 
 begin "Stripe fails"
 stripe POST /_/fail '{"status":500,"times":100}'
@@ -288,7 +329,8 @@ plan pro past_due
 sleep 1
 happens "subscriptions/$subscription/renew"
 plan pro active
-passed "past_due, active"
+credits 545
+passed "past_due, active; the new period brings its 250 credits"
 
 begin "the subscription is canceled"
 sleep 1
@@ -296,7 +338,7 @@ happens "subscriptions/$subscription/cancel"
 plan free canceled
 happens redeliver/all
 plan free canceled
-credits 295
+credits 545
 checkout '{"plan":"pro"}'
 passed "plan free, canceled; everything again changes nothing"
 
@@ -312,6 +354,8 @@ counted checkout.session.completed applied 5
 counted checkout.session.completed kept 1
 counted customer.subscription.deleted applied 1
 counted charge.dispute.closed applied 1
+counted charge.refunded kept 1
+counted charge.refunded applied 3
 counted invoice.paid duplicate 3
 counted other bad_signature 5
 passed

@@ -59,6 +59,23 @@ class Account:
         self.find("customer", self.customers, form["customer"], "customer")
         return objects.portal_session(form, base)
 
+    def list_invoice_payments(self, form):
+        """By which payments invoices were paid, or are to be; the newest come first."""
+        objects.known(form, "expand invoice limit payment status")
+        payment = objects.mapping(form, "payment")
+        objects.known(payment, "payment_intent type", "payment[{}]")
+        if payment and payment.get("type") != "payment_intent":
+            raise objects.invalid("payment[type]", "The stand-in knows no payments but a payment_intent's")
+        wanted = [form.get("invoice"), form.get("status"), payment.get("payment_intent")]
+
+        def fits(found):
+            of = [found["invoice"], found["status"], found["payment"]["payment_intent"]]
+            return all(given in (None, value) for given, value in zip(wanted, of))
+
+        limit = objects.integer(form.get("limit", "10"), "limit")
+        found = [*filter(fits, map(objects.invoice_payment, reversed(self.invoices.values())))]
+        return objects.items_of("invoice_payments", found[:limit]) | {"has_more": len(found) > limit}
+
     # --- What customers, their banks and time do -------------------------------------------------------------
 
     def pay(self, name, later=None):

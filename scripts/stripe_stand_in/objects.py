@@ -71,6 +71,12 @@ def event(kind, thing, previous):
 # --- What a request may say ----------------------------------------------------------------------------
 
 
+def known(form, names, full="{}"):
+    for name in form:
+        if name not in names.split():
+            raise invalid(full.format(name), f"Received unknown parameter: {full.format(name)}", "parameter_unknown")
+
+
 def text(form, param, most=5000):
     value = form.get(param)
     if value is not None and not isinstance(value, str):
@@ -365,7 +371,7 @@ def invoice(billed, reason):
                 " default_source description due_date footer from_invoice hosted_invoice_url invoice_pdf"
                 " last_finalization_error latest_revision next_payment_attempt on_behalf_of receipt_number"
                 " rendering shipping_cost shipping_details statement_descriptor test_clock"),
-        "_payment_intent": new_id("pi"),
+        "_payment": new_id("inpay"), "_payment_intent": new_id("pi"),
     }
 
 
@@ -373,6 +379,19 @@ def pay_invoice(paid):
     paid.update(status="paid", amount_paid=paid["total"], amount_remaining=0, attempted=True,
                 attempt_count=paid["attempt_count"] + 1)
     paid["status_transitions"]["paid_at"] = now()
+
+
+def invoice_payment(paid):
+    """By which payment intent an invoice was paid, which its charge does not say."""
+    settled = paid["status"] == "paid"
+    return {
+        "id": paid["_payment"], "object": "invoice_payment", "amount_paid": paid["total"] if settled else None,
+        "amount_requested": paid["total"], "created": paid["created"], "currency": paid["currency"],
+        "invoice": paid["id"], "is_default": True, "livemode": False,
+        "payment": {"type": "payment_intent", "payment_intent": paid["_payment_intent"]},
+        "status": "paid" if settled else "open",
+        "status_transitions": {"canceled_at": None, "paid_at": paid["status_transitions"]["paid_at"]},
+    }
 
 
 def charge(payment_intent, amount, sold):

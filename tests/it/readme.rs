@@ -63,6 +63,47 @@ async fn first_start(backend: &Backend) -> (Server, String) {
     (server, printed)
 }
 
+/// The first `cells` cells of each row of the README's table that follows `mark`, without backticks.
+fn table(readme: &str, mark: &str, cells: usize) -> Vec<String> {
+    let (_, rest) = readme.split_once(mark).unwrap_or_else(|| panic!("no {mark}"));
+    let rows = rest.lines().skip(1).take_while(|line| line.starts_with('|')).skip(2);
+    let first = |row: &str| {
+        let cells: Vec<&str> = row.split('|').skip(1).take(cells).map(str::trim).collect();
+        cells.join(" ").replace('`', "")
+    };
+    rows.map(first).collect()
+}
+
+#[test]
+fn the_readme_has_every_error_code_and_every_variable() {
+    let read = |path: &str| std::fs::read_to_string(repository().join(path)).unwrap();
+    let readme = read("README.md");
+    let snapshot =
+        "src/http/snapshots/spell_platform__http__error__tests__the_codes_that_programs_depend_on.snap";
+    let codes = read(snapshot)
+        .lines()
+        .skip_while(|line| line.contains(':') || *line == "---")
+        .map(str::to_owned)
+        .collect::<Vec<_>>();
+    assert!(codes.len() > 20, "{codes:?}");
+    let mut told = table(&readme, "<!-- codes: the table in src/http/error.rs -->", 2);
+    let mut known = codes;
+    told.sort();
+    known.sort();
+    assert_eq!(told, known);
+
+    let config = read("src/config.rs");
+    let (_, known) = config.split_once("const KNOWN").unwrap();
+    let (known, _) = known.split_once("];").unwrap();
+    let mut known: Vec<&str> = known.split('"').skip(1).step_by(2).collect();
+    assert!(known.len() > 15, "{known:?}");
+    let told = table(&readme, "<!-- variables: src/config.rs -->", 1).join(", ");
+    let mut told: Vec<&str> = told.split(", ").collect();
+    told.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(told, known);
+}
+
 both!(the_first_cast_and_the_first_402_go_as_the_readme_says);
 async fn the_first_cast_and_the_first_402_go_as_the_readme_says(backend: Backend) {
     let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();

@@ -2,7 +2,7 @@
 // and its webhooks have to pass that library's check.
 
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { createServer } from "node:http";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
@@ -40,6 +40,13 @@ async function control(method, path, body) {
   const json = await answer.json();
   assert.equal(answer.status, 200, `${method} /_/${path}: ${JSON.stringify(json)}`);
   return json;
+}
+
+/** What the library sends has to pass the check that ours has to. */
+function checkRequests(requests) {
+  const checker = fileURLToPath(new URL("check_requests.py", import.meta.url));
+  const { status, stdout, stderr } = spawnSync(checker, { input: JSON.stringify(requests), encoding: "utf8" });
+  assert.equal(status, 0, stdout + stderr);
 }
 
 /** The types of the events that came since it was last asked. */
@@ -151,8 +158,22 @@ const tests = {
     assert.deepEqual(types(), ["customer.subscription.updated", "customer.subscription.deleted"]);
 
     await control("POST", "refund", { invoice: invoice.id });
-    assert.equal(delivered[0].data.object.amount_refunded, 1000);
+    const refunded = delivered[0].data.object;
+    assert.equal(refunded.amount_refunded, 1000);
     assert.deepEqual(types(), ["charge.refunded"]);
+
+    // A charge does not say which invoice it paid; this is how that is asked.
+    const payment = { type: "payment_intent", payment_intent: refunded.payment_intent };
+    const { data: payments, has_more } = await stripe.invoicePayments.list({ payment });
+    assert.deepEqual([payments.length, has_more], [1, false]);
+    assert.deepEqual([payments[0].invoice, payments[0].status, payments[0].payment], [invoice.id, "paid", payment]);
+    const asked = (await control("GET", "requests")).at(-1);
+    checkRequests([{ method: asked.method, path: asked.path, headers: asked.headers, body: asked.body }]);
+    const none = await stripe.invoicePayments.list({ payment: { ...payment, payment_intent: "pi_none" } });
+    assert.deepEqual(none.data, []);
+    assert.equal((await stripe.invoicePayments.list({ limit: 1 })).has_more, true);
+    await refused(stripe.invoicePayments.list({ payments: payment }), { code: "parameter_unknown" });
+    await refused(stripe.invoicePayments.list({ payment: { payment_intent: "pi_none" } }), { param: "payment[type]" });
   },
 
   async "credits, refunds and disputes"() {
