@@ -192,7 +192,7 @@ impl Stripe {
             return Ok(Begun::Ended(Bought::NoAccount));
         };
         let subscribes = matches!(order.sale.item, Item::Plan { .. });
-        if subscribes && subscription::blocks_another(&self.db, &order.account).await? {
+        if subscribes && subscription::blocks_another(&self.db, &order.account, self.clock.now()).await? {
             return Ok(Begun::Ended(Bought::SubscriptionActive));
         }
         let customer = match self.customer(&account, None, deadline).await {

@@ -14,6 +14,10 @@ use crate::{
     store::{Db, StoreError, Tx, binds, statements},
 };
 
+/// For how long money is waited for before the account may subscribe again: the slowest ways to pay
+/// take two weeks, and whether they failed may never be told.
+const MONEY_COMES_WITHIN_MS: i64 = 21 * 24 * 60 * 60 * 1_000;
+
 /// How an account's subscription is, in the words that go out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -207,7 +211,7 @@ statements! {
     LOCK_ACCOUNT = "SELECT plan FROM accounts WHERE id = $1 {for_update}";
     PROCESSING = "
         SELECT id FROM purchases
-        WHERE account_id = $1 AND plan IS NOT NULL AND status = 'processing' LIMIT 1";
+        WHERE account_id = $1 AND plan IS NOT NULL AND status = 'processing' AND updated_at > $2 LIMIT 1";
     SET_PLAN = "UPDATE accounts SET plan = $2 WHERE id = $1";
 }
 
@@ -298,8 +302,9 @@ pub async fn standing(db: &Db, account: &AccountId) -> Result<Standing, StoreErr
 
 /// Whether the account has a subscription, or will when its money has come, that another one would be
 /// paid beside.
-pub async fn blocks_another(db: &Db, account: &AccountId) -> Result<bool, StoreError> {
-    let coming: Option<(String,)> = db.optional(&PROCESSING, binds![account]).await?;
+pub async fn blocks_another(db: &Db, account: &AccountId, now: Time) -> Result<bool, StoreError> {
+    let latest = Time(now.0.saturating_sub(MONEY_COMES_WITHIN_MS));
+    let coming: Option<(String,)> = db.optional(&PROCESSING, binds![account, latest]).await?;
     Ok(coming.is_some() || standing(db, account).await?.in_force)
 }
 

@@ -108,6 +108,11 @@ impl World {
         sum / CENT
     }
 
+    async fn blocks_another(&self, customer: &Customer, seconds: i64) -> bool {
+        let now = Time(seconds * 1_000);
+        subscription::blocks_another(&self.db, &customer.account, now).await.unwrap()
+    }
+
     async fn status(&self, customer: &Customer) -> String {
         let (status,): (String,) = self.db.one(&PURCHASE_STATUS, binds![&customer.purchase]).await.unwrap();
         status
@@ -315,6 +320,10 @@ async fn a_delayed_payment_grants_when_it_has_come() {
                 .await;
             assert_eq!(world.status(customer).await, "processing");
         }
+        // No second subscription meanwhile, but not for ever.
+        assert!(world.blocks_another(&plan, NOW + 20 * 24 * 3_600).await);
+        assert!(!world.blocks_another(&plan, NOW + 22 * 24 * 3_600).await);
+        assert!(!world.blocks_another(&credits, NOW).await);
         // Stripe calls it active before the money has come; we do not.
         world.tell(&plan.event(2, "customer.subscription.updated", 101, plan.subscription("active"))).await;
         assert_eq!(world.standing(&plan).await.status, Status::Inactive);
@@ -376,7 +385,7 @@ async fn who_stripe_has_given_up_on_has_the_plan_no_more() {
                 (plan.is_some(), Some("pro")),
                 "{word}"
             );
-            let blocks = subscription::blocks_another(&world.db, &customer.account).await.unwrap();
+            let blocks = world.blocks_another(&customer, NOW).await;
             assert_eq!(blocks, plan.is_some(), "{word}");
         }
     })
