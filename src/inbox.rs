@@ -113,7 +113,7 @@ statements! {
         WHERE source = $1 AND id = $2";
     FAILED = "
         UPDATE webhook_events SET status = 'failed', detail = $3, attempts = attempts + 1
-        WHERE source = $1 AND id = $2 AND status <> 'applied'";
+        WHERE source = $1 AND id = $2 AND status IN ('received', 'failed')";
     DISMISS = "
         UPDATE webhook_events SET status = 'dismissed', done_at = $3
         WHERE source = $1 AND id = $2 AND status IN ('received', 'failed', 'kept')";

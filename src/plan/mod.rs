@@ -175,6 +175,10 @@ pub async fn put(
     now: Time,
 ) -> Result<Change, StoreError> {
     let mut tx = db.begin().await?;
+    if code == default_code {
+        // As whoever marks the default does, before its own row.
+        let _: Vec<(String,)> = tx.all(&LOCK_PLANS, binds![]).await?;
+    }
     if let Some(price) = &terms.stripe_price_id {
         let taken: Option<(String,)> = tx.optional(&SOLD_AT_PRICE, binds![price, code]).await?;
         if let Some((other,)) = taken {

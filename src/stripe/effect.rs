@@ -110,6 +110,8 @@ async fn checkout(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, Stor
         return Ok(not_ours(paid, "the Checkout session is another purchase's"));
     }
     purchase.session = Some(id);
+    let began = session.id("subscription");
+    purchase.subscription = purchase.subscription.or(began.clone());
     let verdict = match event.kind.as_str() {
         "checkout.session.expired" => {
             purchase.advance(Status::Expired);
@@ -131,7 +133,11 @@ async fn checkout(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, Stor
                         buy_credits(tx, &purchase, credits, event, now).await?;
                         applied("credits were bought")
                     }
-                    Sold::Plan(_) => match session.id("subscription") {
+                    Sold::Plan(_) => match began {
+                        Some(id) if subscription::another_in_force(tx, &purchase.account, &id).await? => {
+                            purchase.subscription = Some(id);
+                            kept("a plan was bought beside another that is in force: cancel one of them")
+                        }
                         Some(id) => {
                             purchase.subscription = Some(id);
                             applied("a plan was bought")
@@ -144,14 +150,10 @@ async fn checkout(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, Stor
         // Complete, and the money is still to come.
         _ if session.text("payment_status") == Some("unpaid") => {
             purchase.advance(Status::Processing);
-            purchase.subscription = purchase.subscription.or(session.id("subscription"));
             applied("the payment is under way")
         }
         // Nothing to pay now: what the subscription says of itself counts.
-        _ => {
-            purchase.subscription = purchase.subscription.or(session.id("subscription"));
-            applied("nothing was paid")
-        }
+        _ => applied("nothing was paid"),
     };
     purchase.update(tx, now).await?;
     if let (Sold::Plan(_), Some(id)) = (&purchase.sold, &purchase.subscription) {
@@ -162,6 +164,8 @@ async fn checkout(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, Stor
         }
         subscription::put(tx, &subscription).await?;
     }
+    // What it was told before may not hold any more.
+    subscription::update_plan(tx, &purchase.account).await?;
     Ok(verdict)
 }
 
@@ -270,7 +274,7 @@ fn costs_what_was_sold(subscription: &Object, purchase: &Purchase) -> bool {
 
 async fn bill(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, StoreError> {
     let invoice = &event.object;
-    let amount = invoice.cents("amount_paid").or(invoice.cents("total"));
+    let amount = invoice.cents("amount_paid").filter(|paid| *paid > 0).or(invoice.cents("total"));
     let paid = event.kind == "invoice.paid" && invoice.text("status").is_none_or(|status| status == "paid");
     let charged = paid && amount.is_some_and(|amount| amount > 0);
     if event.kind == "invoice.paid" && !charged {
@@ -294,14 +298,14 @@ async fn bill(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, StoreErr
         return Ok(applied("an invoice could not be paid"));
     }
     let lines = invoice.list("lines/data");
-    let periods: Vec<&Object> = lines.iter().filter(|line| !is_proration(line)).collect();
+    let periods: Vec<&Object> = lines.iter().filter(|line| begins_period(line)).collect();
     // Between periods, when a plan is changed for example, nothing begins that would bring credits.
-    let begins_period = match lines.is_empty() {
+    let period_begins = match lines.is_empty() {
         true => invoice.text("billing_reason") != Some("subscription_update"),
         false => !periods.is_empty(),
     };
     subscription.hear_invoice(true, event.created_at, period_end(invoice));
-    if begins_period {
+    if period_begins {
         let Some(plan) = plan_paid_for(tx, invoice, &periods, &purchase).await? else {
             return Ok(kept("another amount or currency was paid than was asked for"));
         };
@@ -331,9 +335,16 @@ async fn bill(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, StoreErr
     Ok(applied("an invoice was paid"))
 }
 
-/// Whether an invoice's line settles what is left of a period, and begins none.
-fn is_proration(line: &Object) -> bool {
-    line.is_true("proration") || line.is_true("parent/subscription_item_details/proration")
+/// Whether an invoice's line begins a period: not one that settles what is left of another, nor
+/// something that was put on the bill beside it. Where that is said changed with the versions of the API.
+fn begins_period(line: &Object) -> bool {
+    let proration =
+        ["proration", "parent/subscription_item_details/proration", "parent/invoice_item_details/proration"];
+    let beside =
+        line.text("type") == Some("invoiceitem") || line.text("parent/type") == Some("invoice_item_details");
+    !proration.iter().any(|path| line.is_true(path))
+        && !beside
+        && line.int("amount").is_none_or(|amount| amount > 0)
 }
 
 /// The plan whose period was paid for: the one of the catalogue that has the line's price at Stripe,
@@ -345,6 +356,10 @@ async fn plan_paid_for(
     periods: &[&Object],
     purchase: &Purchase,
 ) -> Result<Option<String>, StoreError> {
+    let currency = invoice.currency("currency");
+    if currency.as_ref() != Some(&purchase.currency) {
+        return Ok(None);
+    }
     for line in periods {
         let price = ["price", "pricing/price_details/price", "plan"].iter().find_map(|path| line.id(path));
         if let Some(price) = price
@@ -353,8 +368,8 @@ async fn plan_paid_for(
             return Ok(Some(plan));
         }
     }
-    let currency = invoice.currency("currency");
-    let amounts = [invoice.cents("amount_paid"), invoice.cents("total")];
+    // What was paid from a balance at Stripe is in the total alone.
+    let amounts = [invoice.cents("amount_paid").filter(|paid| *paid > 0), invoice.cents("total")];
     let lines = periods.iter().try_fold(0i64, |sum, line| sum.checked_add(line.cents("amount")?));
     let lines = lines.filter(|lines| *lines > 0 && adds_up(invoice));
     let sold = |amount: &Option<i64>| purchase.was_sold_for(*amount, currency.as_deref());

@@ -113,11 +113,14 @@ impl Subscription {
 
     /// Takes what an event told of the status, unless a newer one is known. Gives whether it was taken.
     ///
-    /// With a delay the money may come when the subscription has ended meanwhile: a beginning is no
-    /// news to who has heard of more than one.
+    /// An end is for good, whenever it is told: Stripe revives no subscription that has ended. And a
+    /// beginning is no news to who has heard of more than one; a payment with a delay may come long
+    /// after.
     pub fn hear(&mut self, told: &Told) -> bool {
+        let ended = |word: &str| Status::of(word) == Status::Canceled;
         let newer = match self.status.as_deref() {
             None => true,
+            Some(known) if ended(known) != ended(&told.status) => ended(&told.status),
             Some(known) => {
                 (told.at, told.rank()) >= (self.status_at, self.status_rank)
                     && (told.teller == Teller::Change || known == "incomplete")
@@ -157,11 +160,12 @@ impl Subscription {
         if !matches!(purchase, Open | Paid) {
             return Status::Inactive;
         }
-        let paused = self.status.as_deref() == Some("paused");
+        // What is paid meanwhile may be something else; Stripe says itself when it goes on.
+        let stopped = matches!(self.status.as_deref(), Some("paused" | "unpaid"));
         // The subscription's own word counts, until an invoice says something newer.
         match (own, self.invoice_paid) {
             (Some(own), Some(_)) if self.status_at >= self.invoice_at => own,
-            (_, Some(true)) if !paused => Status::Active,
+            (_, Some(true)) if !stopped => Status::Active,
             (Some(Status::Active | Status::PastDue), Some(false)) => Status::PastDue,
             (own, _) => own.unwrap_or_default(),
         }
@@ -211,7 +215,11 @@ statements! {
     LOCK_ACCOUNT = "SELECT plan FROM accounts WHERE id = $1 {for_update}";
     PROCESSING = "
         SELECT id FROM purchases
-        WHERE account_id = $1 AND plan IS NOT NULL AND status = 'processing' AND updated_at > $2 LIMIT 1";
+        WHERE account_id = $1 AND plan IS NOT NULL AND status = 'processing' AND updated_at > $2
+          AND NOT EXISTS (SELECT 1 FROM subscriptions
+                          WHERE purchase_id = purchases.id
+                            AND subscriptions.status IN ('canceled', 'incomplete_expired'))
+        LIMIT 1";
     SET_PLAN = "UPDATE accounts SET plan = $2 WHERE id = $1";
 }
 
@@ -308,6 +316,13 @@ pub async fn blocks_another(db: &Db, account: &AccountId, now: Time) -> Result<b
     Ok(coming.is_some() || standing(db, account).await?.in_force)
 }
 
+/// Whether a subscription of the account other than `id` is in force.
+pub async fn another_in_force(tx: &mut Tx, account: &AccountId, id: &str) -> Result<bool, StoreError> {
+    let mut rows: Vec<Row> = tx.all(&OF_ACCOUNT, binds![account]).await?;
+    rows.retain(|row| row.id != id);
+    Ok(standing_of(rows).in_force)
+}
+
 /// Of several subscriptions the best holds, and of equal ones the newest.
 fn standing_of(rows: Vec<Row>) -> Standing {
     let standings = rows.into_iter().map(|mut row| {
@@ -326,7 +341,8 @@ fn standing_of(rows: Vec<Row>) -> Standing {
         }
     });
     // The newest comes first, and `reduce` keeps the first of equal ones.
-    let better = |best: Standing, next: Standing| if next.status > best.status { next } else { best };
+    let rank = |standing: &Standing| (standing.in_force, standing.status);
+    let better = |best: Standing, next: Standing| if rank(&next) > rank(&best) { next } else { best };
     standings.reduce(better).unwrap_or_default()
 }
 

@@ -343,16 +343,23 @@ async fn a_delayed_payment_grants_when_it_has_come() {
 async fn what_was_canceled_does_not_come_back_when_its_money_comes() {
     each_backend(|db| async move {
         let world = World::new(db).await;
-        let customer = world.customer(Some("pro"), None).await;
-        for event in [
-            customer.event(1, "checkout.session.completed", 100, customer.session("unpaid")),
-            customer.event(2, "customer.subscription.deleted", 200, customer.subscription("canceled")),
-            customer.event(3, "checkout.session.async_payment_succeeded", 300, customer.session("paid")),
-        ] {
-            world.tell(&event).await;
+        let mut customer = world.customer(Some("pro"), None).await;
+        for order in 0..120 {
+            customer = world.customer(Some("pro"), None).await;
+            let events = [
+                customer.event(1, "checkout.session.completed", 100, customer.session("unpaid")),
+                customer.event(2, "customer.subscription.deleted", 200, customer.subscription("canceled")),
+                customer.event(3, "checkout.session.async_payment_succeeded", 300, customer.session("paid")),
+                customer.event(5, "customer.subscription.created", 100, customer.subscription("active")),
+                customer.event(6, "invoice.paid", 900, customer.invoice(1)),
+            ];
+            for event in &permutations(&events)[order] {
+                world.tell(event).await;
+            }
+            let standing = world.standing(&customer).await;
+            assert_eq!((standing.status, standing.plan), (Status::Canceled, None), "order {order}");
+            assert!(!world.blocks_another(&customer, NOW).await);
         }
-        let standing = world.standing(&customer).await;
-        assert_eq!((standing.status, standing.plan), (Status::Canceled, None));
         // Bought anew, under whatever id.
         let again = PurchaseId::fresh();
         let customer_id = format!("cus_{}", customer.account);
@@ -362,6 +369,58 @@ async fn what_was_canceled_does_not_come_back_when_its_money_comes() {
         session["client_reference_id"] = json!(again);
         session["id"] = json!("cs_again");
         world.tell(&customer.event(4, "checkout.session.completed", 400, session)).await;
+        assert_eq!(world.standing(&customer).await.status, Status::Active);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_that_turns_out_not_to_be_paid_as_it_was_sold_holds_no_more() {
+    each_backend(|db| async move {
+        let world = World::new(db).await;
+        for (kind, change) in [
+            ("checkout.session.completed", json!({"amount_total": 1190})),
+            ("checkout.session.completed", json!({"currency": "eur"})),
+            ("checkout.session.async_payment_failed", json!({"payment_status": "unpaid"})),
+            ("checkout.session.expired", json!({"subscription": null})),
+        ] {
+            for order in 0..2 {
+                let customer = world.customer(Some("pro"), None).await;
+                let mut session = customer.session("paid");
+                for (field, value) in change.as_object().unwrap() {
+                    session[field] = value.clone();
+                }
+                let events = [
+                    customer.event(1, "customer.subscription.created", 100, customer.subscription("active")),
+                    customer.event(2, kind, 101, session),
+                ];
+                for event in &permutations(&events)[order] {
+                    world.tell(event).await;
+                }
+                let standing = world.standing(&customer).await;
+                assert!(!standing.in_force, "{kind} {change} {order}");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_subscription_that_was_paid_is_shown_to_the_operator() {
+    each_backend(|db| async move {
+        let world = World::new(db).await;
+        let customer = world.customer(Some("pro"), None).await;
+        world.tell(&customer.event(1, "checkout.session.completed", 100, customer.session("paid"))).await;
+        let second = PurchaseId::fresh();
+        let customer_id = format!("cus_{}", customer.account);
+        let values = binds![&second, &customer.account, customer_id, "pro", None::<i64>, "cs_second"];
+        world.db.execute(&ADD_PURCHASE, values).await.unwrap();
+        let mut session = customer.session("paid");
+        session["client_reference_id"] = json!(second);
+        session["id"] = json!("cs_second");
+        session["subscription"] = json!("sub_second");
+        let verdict = world.tell(&customer.event(2, "checkout.session.completed", 101, session)).await;
+        assert!(matches!(verdict, Verdict::Kept(_)), "{verdict:?}");
         assert_eq!(world.standing(&customer).await.status, Status::Active);
     })
     .await;
@@ -447,15 +506,29 @@ async fn an_invoice_brings_its_credits_once_and_only_at_the_price_that_was_agree
         assert_eq!(world.standing(&customer).await.plan.as_deref(), Some("max"));
         let price = json!({"data": [{"amount": 5000, "pricing": {"price_details": {"price": "price_max"}}}]});
         assert_eq!(tell(9, json!({"total": 5000, "lines": price})).await, 1400);
+        // What is settled between two plans begins no period, in the newer shape too.
+        let details = json!({"type": "invoice_item_details", "invoice_item_details": {"proration": true}});
+        let line = |price: &str, amount: i64| {
+            json!({"amount": amount, "parent": details, "pricing": {"price_details": {"price": price}}})
+        };
+        let upgrade = json!({"data": [line("price_pro", -10), line("price_max", 50)]});
+        assert_eq!(tell(13, json!({"total": 40, "lines": upgrade})).await, 1400);
+        // Paid from what Stripe owed the customer; and not in another currency.
+        let listed = json!({"data": [{"amount": 5000, "pricing": {"price_details": {"price": "price_max"}}}]});
+        let balance = json!({"total": 5000, "amount_paid": 0, "lines": listed});
+        assert_eq!(tell(14, balance.clone()).await, 2300);
+        let mut foreign = balance;
+        foreign["currency"] = json!("jpy");
+        assert_eq!(tell(15, foreign).await, 2300);
         // Of the plan that was left, delivered late: its own credits, not the new one's.
-        assert_eq!(tell(10, json!({})).await, 1650);
+        assert_eq!(tell(10, json!({})).await, 2550);
         // With a discount and a tax, which are not in the line.
         let discounted = json!({"total": 890, "subtotal": 1000, "lines": {"data": [{"amount": 1000}]}});
-        assert_eq!(tell(11, discounted).await, 1900);
+        assert_eq!(tell(11, discounted).await, 2800);
         let tampered = json!({"total": 10, "subtotal": 10, "lines": {"data": [{"amount": 1000}]}});
-        assert_eq!(tell(12, tampered).await, 1900);
+        assert_eq!(tell(12, tampered).await, 2800);
         let kept = inbox::list(&world.db, &["kept"], None, 100).await.unwrap();
-        assert_eq!(kept.len(), 4, "two other prices, another currency, another customer: {kept:?}");
+        assert_eq!(kept.len(), 5, "two other prices, two other currencies, another customer: {kept:?}");
     })
     .await;
 }

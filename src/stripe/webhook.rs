@@ -27,9 +27,10 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// How many events are stored, and how many applied, at the same time by this process.
-const STORED_AT_ONCE: usize = 4;
-const APPLIED_AT_ONCE: usize = 2;
+/// How many events are stored, and how many applied, at the same time by this process: half of the
+/// connections that write are left to casts.
+const STORED_AT_ONCE: usize = 2;
+const APPLIED_AT_ONCE: usize = 1;
 
 /// Takes Stripe's events: hand it around by clone.
 #[derive(Clone)]

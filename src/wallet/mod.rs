@@ -107,6 +107,15 @@ impl ReversalStatus {
     }
 }
 
+/// Whether what is told of a reversal is newer than what is known of it.
+macro_rules! newer {
+    () => {
+        "(excluded.event_at > reversals.event_at
+          OR (excluded.event_at = reversals.event_at AND excluded.amount_cents >= reversals.amount_cents
+              AND ($8 OR reversals.status NOT IN ('lost', 'won'))))"
+    };
+}
+
 statements! {
     CREDITS = "SELECT granted, posted, pending FROM balances WHERE id = $1";
     ADD_GRANT = "
@@ -124,19 +133,17 @@ statements! {
         FROM credit_grants WHERE reference = $1";
     SET_STANDING = "UPDATE credit_grants SET standing = $2 WHERE reference = $1";
     // Of two that were told in one second a decided dispute is the later one, and of a charge's
-    // refunds the greater sum.
-    PUT_REVERSAL = "
+    // refunds the greater sum. What the payment is called is kept from both.
+    PUT_REVERSAL = concat!("
         INSERT INTO reversals (id, charge_id, payment_intent, invoice_id, amount_cents, status, event_at)
         VALUES ($1, $2, $3, $4, $5, $6, $7)
         ON CONFLICT (id) DO UPDATE SET
             charge_id = COALESCE(excluded.charge_id, reversals.charge_id),
             payment_intent = COALESCE(excluded.payment_intent, reversals.payment_intent),
             invoice_id = COALESCE(excluded.invoice_id, reversals.invoice_id),
-            amount_cents = excluded.amount_cents, status = excluded.status, event_at = excluded.event_at
-        WHERE excluded.event_at > reversals.event_at
-           OR (excluded.event_at = reversals.event_at
-               AND ($8 OR reversals.status NOT IN ('lost', 'won'))
-               AND excluded.amount_cents >= reversals.amount_cents)";
+            amount_cents = CASE WHEN ", newer!(), " THEN excluded.amount_cents ELSE reversals.amount_cents END,
+            status = CASE WHEN ", newer!(), " THEN excluded.status ELSE reversals.status END,
+            event_at = CASE WHEN ", newer!(), " THEN excluded.event_at ELSE reversals.event_at END");
     REVERSED = "
         SELECT CAST(COALESCE(SUM(amount_cents), 0) AS BIGINT) FROM reversals
         WHERE status <> 'won' AND (payment_intent = $1 OR charge_id = $2 OR invoice_id = $3)";
@@ -363,6 +370,33 @@ mod tests {
                     assert_eq!(has, expected, "{order:?}");
                 }
             }
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_older_word_still_tells_what_the_payment_is_called() {
+        each_backend(|db| async move {
+            let account = account::create(&db, "a".to_owned(), None, Time(1)).await.unwrap().id;
+            let charge = || Some("ch_1".to_owned());
+            let mut tx = db.begin().await.unwrap();
+            for (amount_cents, at, invoice) in [(1000, 20, None), (400, 10, Some("in_1".to_owned()))] {
+                let payment = Payment { intent: None, charge: charge(), invoice };
+                let (id, status, at) = ("ch_1".to_owned(), Refunded, Time(at));
+                let back = Reversal { id, payment, amount_cents, status, at };
+                assert!(!reverse(&mut tx, &back, "evt", Time(5)).await.unwrap());
+            }
+            let paid = Grant {
+                paid_for: PaidFor::Invoice("in_1".to_owned()),
+                account: account.clone(),
+                credits: 1000,
+                credit_value: Nanos(CENT),
+                amount_cents: 1000,
+                payment: Payment { invoice: Some("in_1".to_owned()), ..Payment::default() },
+            };
+            grant(&mut tx, &paid, "evt_2", Time(6)).await.unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(credits(&db, &account).await.unwrap(), Credits::default());
         })
         .await;
     }
