@@ -159,7 +159,13 @@ async fn checkout(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, Stor
     if let (Sold::Plan(_), Some(id)) = (&purchase.sold, &purchase.subscription) {
         let mut subscription = known_subscription(tx, id, &purchase, now).await?;
         if purchase.status == Status::Paid && paid {
-            let told = Told { status: "active".to_owned(), at: event.created_at, teller: Teller::Beginning };
+            // A payment with a delay comes long after the subscription began, which is what it tells of:
+            // whatever the subscription has said of itself meanwhile is newer.
+            let at = match event.kind.as_str() {
+                "checkout.session.completed" => event.created_at,
+                _ => Time(0),
+            };
+            let told = Told { status: "active".to_owned(), at, teller: Teller::Beginning };
             subscription.hear(&told);
         }
         subscription::put(tx, &subscription).await?;

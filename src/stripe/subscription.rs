@@ -113,14 +113,10 @@ impl Subscription {
 
     /// Takes what an event told of the status, unless a newer one is known. Gives whether it was taken.
     ///
-    /// An end is for good, whenever it is told: Stripe revives no subscription that has ended. And a
-    /// beginning is no news to who has heard of more than one; a payment with a delay may come long
-    /// after.
+    /// A beginning is no news to who has heard of more than one.
     pub fn hear(&mut self, told: &Told) -> bool {
-        let ended = |word: &str| Status::of(word) == Status::Canceled;
         let newer = match self.status.as_deref() {
             None => true,
-            Some(known) if ended(known) != ended(&told.status) => ended(&told.status),
             Some(known) => {
                 (told.at, told.rank()) >= (self.status_at, self.status_rank)
                     && (told.teller == Teller::Change || known == "incomplete")
