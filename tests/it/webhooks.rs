@@ -20,7 +20,7 @@ use crate::{
     },
     stripe_events::{
         Event, Purchase, Shape, Shop, assert_nothing_granted, credits, deliver, deliver_with, fresh,
-        hex_signature, plan_and_status, repository, signature, stripes_library, tell,
+        hex_signature, plan_and_status, repository, signature, stripes_library,
     },
     stripe_server::WEBHOOK_SECRET,
 };
@@ -309,10 +309,16 @@ async fn stripes_own_objects_in_any_event_are_taken_and_grant_nothing(backend: B
     // And each as the object of the event that Stripe itself would put it into.
     events.extend(fixtures.iter().map(|(name, object)| Event::about(&format!("{name}.updated"), object)));
     let total = events.len();
+    let signing = events.iter().map(|event| json!({"payload": event.body, "secret": WEBHOOK_SECRET}));
+    let headers = stripes_library("sign.mjs", signing.collect()).await;
+    assert_eq!(headers.len(), total);
     let client = shop.server.anonymous().clone();
     storm(8, total, move |number| {
-        let (client, event) = (client.clone(), events[number].clone());
-        async move { tell(&client, &event).await }
+        let (client, event, header) = (client.clone(), events[number].clone(), headers[number].clone());
+        async move {
+            let answer = deliver_with(&client, Some(&header), event.body.as_bytes()).await;
+            assert_eq!(answer.expect(200), json!({"received": true}), "{}", event.body);
+        }
     })
     .await;
     assert_nothing_granted(&customer, "all of Stripe's fixtures").await;
