@@ -85,6 +85,8 @@ CREATE TABLE subscriptions (
     status_at BIGINT NOT NULL,
     -- of two in one second: the one that can't have been followed by the other
     status_rank BIGINT NOT NULL,
+    -- of its own events the newest, whose plan, period and cancellation these are: Checkout tells none
+    object_at BIGINT NOT NULL,
     current_period_end BIGINT,
     cancel_at_period_end BOOLEAN NOT NULL,
     -- 'paid' or 'failed'

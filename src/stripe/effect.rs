@@ -205,9 +205,14 @@ async fn known_subscription(
     purchase: &Purchase,
     now: Time,
 ) -> Result<Subscription, StoreError> {
-    let known = subscription::get(tx, id).await?;
-    // What was known of another purchase's is not believed of this one.
-    let known = known.filter(|known| known.purchase.as_ref().is_none_or(|of| *of == purchase.id));
+    let mut known = subscription::get(tx, id).await?;
+    if let Some(of) = known.as_ref().and_then(|known| known.purchase.clone())
+        && of != purchase.id
+        && purchase::get(tx, of.as_str()).await?.is_some_and(|of| of.subscription.as_deref() == Some(id))
+    {
+        // By Checkout's word it was another purchase's, not only by a guess: that one's past is not this one's.
+        known = None;
+    }
     let mut subscription =
         known.unwrap_or_else(|| Subscription::new(id.to_owned(), purchase.account.clone(), now));
     subscription.purchase = Some(purchase.id.clone());
@@ -238,12 +243,10 @@ async fn subscription(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, 
         "customer.subscription.created" => Teller::Beginning,
         _ => Teller::Change,
     };
-    let taken = subscription.hear(&Told { status: status.to_owned(), at: event.created_at, teller });
-    if taken {
-        let end = object.time("current_period_end").or(object.time("items/data/0/current_period_end"));
-        subscription.set_period(end, object.is_true("cancel_at_period_end"));
-        subscription.plan = plan.or(subscription.plan);
-    }
+    let told = Told { status: status.to_owned(), at: event.created_at, teller };
+    let taken = subscription.hear(&told);
+    let end = object.time("current_period_end").or(object.time("items/data/0/current_period_end"));
+    subscription.see(&told, plan, end, object.is_true("cancel_at_period_end"));
     subscription::put(tx, &subscription).await?;
     Ok(match taken {
         true => Verdict::Applied(format!("the subscription is {status}")),

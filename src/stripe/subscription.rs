@@ -83,6 +83,7 @@ pub struct Subscription {
     status: Option<String>,
     status_at: Time,
     status_rank: i64,
+    object_at: Time,
     current_period_end: Option<Time>,
     cancel_at_period_end: bool,
     invoice_paid: Option<bool>,
@@ -102,6 +103,7 @@ impl Subscription {
             status: None,
             status_at: Time(0),
             status_rank: 0,
+            object_at: Time(0),
             current_period_end: None,
             cancel_at_period_end: false,
             invoice_paid: None,
@@ -130,10 +132,16 @@ impl Subscription {
         newer
     }
 
-    /// Takes when the period ends and whether the subscription ends with it; with a status that was.
-    pub fn set_period(&mut self, end: Option<Time>, cancels: bool) {
-        self.current_period_end = end.or(self.current_period_end);
-        self.cancel_at_period_end = cancels;
+    /// Takes what one of its own events says beside the status, unless a newer one is known: a paid
+    /// Checkout may have told of the status later, and knows none of this.
+    pub fn see(&mut self, told: &Told, plan: Option<String>, period_end: Option<Time>, cancels: bool) {
+        let newer = told.at > self.object_at || (told.at == self.object_at && told.teller == Teller::Change);
+        if newer || self.object_at == Time(0) {
+            self.object_at = told.at;
+            self.plan = plan.or(self.plan.take());
+            self.current_period_end = period_end.or(self.current_period_end);
+            self.cancel_at_period_end = cancels;
+        }
     }
 
     /// Takes what an event told of an invoice, unless a newer one is known.
@@ -184,8 +192,8 @@ pub struct Standing {
 macro_rules! subscription_columns {
     () => {
         "subscriptions.id, subscriptions.account_id, subscriptions.purchase_id, subscriptions.plan,
-         subscriptions.status, status_at, status_rank, current_period_end, cancel_at_period_end,
-         invoice_status, invoice_at, invoice_period_end, subscriptions.created_at"
+         subscriptions.status, status_at, status_rank, object_at, current_period_end,
+         cancel_at_period_end, invoice_status, invoice_at, invoice_period_end, subscriptions.created_at"
     };
 }
 
@@ -197,13 +205,14 @@ statements! {
         FROM subscriptions LEFT JOIN purchases ON purchases.id = subscriptions.purchase_id
         WHERE subscriptions.account_id = $1 ORDER BY subscriptions.created_at DESC, subscriptions.id DESC");
     PUT = "
-        INSERT INTO subscriptions (id, account_id, purchase_id, plan, status, status_at, status_rank,
+        INSERT INTO subscriptions (id, account_id, purchase_id, plan, status, status_at, status_rank, object_at,
                                    current_period_end, cancel_at_period_end, invoice_status, invoice_at,
                                    invoice_period_end, created_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
         ON CONFLICT (id) DO UPDATE SET
             purchase_id = excluded.purchase_id, plan = excluded.plan, status = excluded.status,
             status_at = excluded.status_at, status_rank = excluded.status_rank,
+            object_at = excluded.object_at,
             current_period_end = excluded.current_period_end,
             cancel_at_period_end = excluded.cancel_at_period_end,
             invoice_status = excluded.invoice_status, invoice_at = excluded.invoice_at,
@@ -228,6 +237,7 @@ struct Row {
     status: Option<String>,
     status_at: i64,
     status_rank: i64,
+    object_at: i64,
     current_period_end: Option<i64>,
     cancel_at_period_end: bool,
     invoice_status: Option<String>,
@@ -248,6 +258,7 @@ impl From<Row> for Subscription {
             status: row.status,
             status_at: Time(row.status_at),
             status_rank: row.status_rank,
+            object_at: Time(row.object_at),
             current_period_end: row.current_period_end.map(Time),
             cancel_at_period_end: row.cancel_at_period_end,
             invoice_paid: row.invoice_status.map(|status| status == "paid"),
@@ -275,6 +286,7 @@ pub async fn put(tx: &mut Tx, subscription: &Subscription) -> Result<(), StoreEr
         status.clone(),
         subscription.status_at,
         subscription.status_rank,
+        subscription.object_at,
         subscription.current_period_end,
         subscription.cancel_at_period_end,
         subscription.invoice_paid.map(|paid| if paid { "paid" } else { "failed" }),

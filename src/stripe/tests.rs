@@ -195,6 +195,43 @@ async fn every_order_of_a_purchases_events_ends_in_the_same_state() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_period_and_an_end_that_were_told_before_checkout_named_the_purchase_are_not_lost() {
+    each_backend(|db| async move {
+        let world = World::new(db).await;
+        for last in ["active", "canceled"] {
+            for order in 0..6 {
+                let customer = world.customer(Some("pro"), None).await;
+                // Offered later and never paid: the subscription is taken for this one's at first.
+                let customer_id = format!("cus_{}", customer.account);
+                let later = PurchaseId::fresh();
+                let session = format!("cs_later_{}", customer.account);
+                let values = binds![&later, &customer.account, customer_id, "pro", None::<i64>, session];
+                world.db.execute(&ADD_PURCHASE, values).await.unwrap();
+                let at = if last == "active" { 100 } else { 300 };
+                let events = [
+                    customer.event(
+                        1,
+                        "customer.subscription.created",
+                        100,
+                        customer.subscription("incomplete"),
+                    ),
+                    customer.event(2, "customer.subscription.updated", at, customer.subscription(last)),
+                    customer.event(3, "checkout.session.completed", 101, customer.session("paid")),
+                ];
+                for event in &permutations(&events)[order] {
+                    world.tell(event).await;
+                }
+                let standing = world.standing(&customer).await;
+                let expected = if last == "active" { Status::Active } else { Status::Canceled };
+                assert_eq!(standing.status, expected, "{last} {order}");
+                assert_eq!(standing.current_period_end, Some(Time((NOW + 5) * 1_000)), "{last} {order}");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_order_of_a_renewal_that_fails_and_an_end_ends_in_the_end() {
     each_backend(|db| async move {
         let world = World::new(db).await;

@@ -148,14 +148,17 @@ impl Webhook {
         let effect = async |tx: &mut Tx| effect::apply(tx, event, invoice.clone(), now).await;
         let apply = inbox::apply(&self.db, Source::Stripe, id, again, now, effect);
         let delivery = in_turn(&self.applying, apply).await?;
-        if let Some(Delivery::First(Verdict::Applied(what))) = &delivery {
-            tracing::info!(event = id, what, "a Stripe event was applied");
-            // A plan, and with it a rate, may have changed.
-            self.identity.forget();
+        match &delivery {
+            Some(Delivery::First(Verdict::Applied(what))) => {
+                tracing::info!(event = id, what, "a Stripe event was applied");
+            }
+            Some(Delivery::First(Verdict::Kept(why))) => {
+                tracing::warn!(event = id, why, "a Stripe event is kept for the operator");
+            }
+            _ => return Ok(delivery),
         }
-        if let Some(Delivery::First(Verdict::Kept(why))) = &delivery {
-            tracing::warn!(event = id, why, "a Stripe event is kept for the operator");
-        }
+        // A plan, and with it a rate, may have changed; also by what is kept.
+        self.identity.forget();
         Ok(delivery)
     }
 

@@ -311,9 +311,9 @@ async fn while_a_subscription_runs_no_other_is_sold(backend: Backend) {
     let (customer, other) = (server.customer("acme").await, server.customer("other").await);
     backend
         .execute(&format!(
-            "INSERT INTO subscriptions (id, account_id, status, status_at, status_rank, cancel_at_period_end,
-                                        invoice_at, created_at)
-             VALUES ('sub_1', '{}', 'active', 1, 2, false, 0, 1)",
+            "INSERT INTO subscriptions (id, account_id, status, status_at, status_rank, object_at,
+                                        cancel_at_period_end, invoice_at, created_at)
+             VALUES ('sub_1', '{}', 'active', 1, 2, 1, false, 0, 1)",
             customer.account_id
         ))
         .await;
