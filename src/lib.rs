@@ -15,6 +15,7 @@ pub mod json;
 pub mod ledger;
 pub mod money;
 pub mod plan;
+pub mod quota;
 pub mod rate;
 pub mod spell;
 pub mod store;

@@ -17,6 +17,8 @@ pub struct Account {
     pub id: AccountId,
     pub name: String,
     pub email: Option<String>,
+    /// The name under which others know whom it is of: a JWT's subject, another service's user.
+    pub user_id: Option<String>,
     /// Whether all its spending is stopped.
     pub suspended: bool,
     pub created_at: Time,
@@ -38,7 +40,7 @@ pub fn root() -> AccountId {
 /// The columns that [`AccountRow`] reads.
 macro_rules! account_columns {
     () => {
-        "id, name, email, suspended, created_at"
+        "id, name, email, user_id, suspended, created_at"
     };
 }
 
@@ -46,6 +48,10 @@ statements! {
     INSERT_ACCOUNT = "
         INSERT INTO accounts (id, name, email, suspended, created_at) VALUES ($1, $2, $3, $4, $5)
         ON CONFLICT (id) DO NOTHING";
+    INSERT_USER = "
+        INSERT INTO accounts (id, name, user_id, suspended, created_at) VALUES ($1, $2, $2, $3, $4)
+        ON CONFLICT (user_id) DO NOTHING";
+    ACCOUNT_OF_USER = concat!("SELECT ", account_columns!(), " FROM accounts WHERE user_id = $1");
     ACCOUNT = concat!("SELECT ", account_columns!(), " FROM accounts WHERE id = $1");
     LOCK_ACCOUNT = concat!("SELECT ", account_columns!(), " FROM accounts WHERE id = $1 {for_update}");
     ACCOUNTS = concat!("SELECT ", account_columns!(), " FROM accounts
@@ -58,6 +64,7 @@ struct AccountRow {
     id: String,
     name: String,
     email: Option<String>,
+    user_id: Option<String>,
     suspended: bool,
     created_at: i64,
 }
@@ -68,6 +75,7 @@ impl From<AccountRow> for Account {
             id: row.id.into(),
             name: row.name,
             email: row.email,
+            user_id: row.user_id,
             suspended: row.suspended,
             created_at: Time(row.created_at),
         }
@@ -76,10 +84,23 @@ impl From<AccountRow> for Account {
 
 /// Makes an account.
 pub async fn create(db: &Db, name: String, email: Option<String>, now: Time) -> Result<Account, StoreError> {
-    let account = Account { id: AccountId::fresh(), name, email, suspended: false, created_at: now };
+    let id = AccountId::fresh();
+    let account = Account { id, name, email, user_id: None, suspended: false, created_at: now };
     let values = binds![&account.id, &account.name, account.email.clone(), false, now];
     db.execute(&INSERT_ACCOUNT, values).await?;
     Ok(account)
+}
+
+/// The account of a user whom others call `user_id`; made when it is first heard of.
+pub(super) async fn of_user(db: &Db, user_id: &str, now: Time) -> Result<Account, StoreError> {
+    let found: Option<AccountRow> = db.optional(&ACCOUNT_OF_USER, binds![user_id]).await?;
+    if let Some(row) = found {
+        return Ok(row.into());
+    }
+    // Another replica may hear of it at the same moment.
+    db.execute(&INSERT_USER, binds![&AccountId::fresh(), user_id, false, now]).await?;
+    let row: AccountRow = db.one(&ACCOUNT_OF_USER, binds![user_id]).await?;
+    Ok(row.into())
 }
 
 /// Makes the root account where there is none yet.

@@ -46,6 +46,11 @@ const FRESH: Duration = Duration::from_millis(500);
 /// How many secrets, and how many accounts, are kept. Guesses are kept as well, so it is bounded.
 const KEPT: u64 = 50_000;
 
+/// Whether others may call a user so: 1 to 255 bytes, without control characters.
+pub fn could_be_user(user_id: &str) -> bool {
+    (1..=255).contains(&user_id.len()) && !user_id.chars().any(char::is_control)
+}
+
 /// Knows who is calling, and changes it; hand it around by clone.
 #[derive(Clone)]
 pub struct Identity(Arc<Inner>);
@@ -56,6 +61,8 @@ struct Inner {
     credentials: Cache<SecretHash, Option<Arc<Credential>>>,
     /// Whether an account is suspended; `None`: there is no such account.
     accounts: Cache<AccountId, Option<bool>>,
+    /// Accounts by what others call their user; the two belong together for good.
+    users: Cache<String, AccountId>,
     /// When keys were last used, as far as it is not written yet.
     uses: Mutex<HashMap<KeyId, Time>>,
     /// Whether the first admin's key has been seen to, so that who is not found is unknown.
@@ -71,6 +78,7 @@ impl Identity {
             clock,
             credentials: Cache::builder().max_capacity(KEPT).time_to_live(FRESH).build(),
             accounts: Cache::builder().max_capacity(KEPT).time_to_live(FRESH).build(),
+            users: Cache::builder().max_capacity(KEPT).build(),
             uses: Mutex::default(),
             ready: AtomicBool::new(false),
             unanswered: tokio::sync::Mutex::default(),
@@ -102,6 +110,15 @@ impl Identity {
             Ok(account::get(&self.0.db, id).await?.map(|account| account.suspended))
         });
         self.0.accounts.try_get_with(id.clone(), lookup).await.map_err(shared)
+    }
+
+    /// The account of the user whom others call `user_id`, made when it is first heard of. Which ids
+    /// there can be is [`could_be_user`].
+    pub async fn account_of_user(&self, user_id: &str) -> Result<AccountId, StoreError> {
+        let found = async {
+            account::of_user(&self.0.db, user_id, self.0.clock.now()).await.map(|account| account.id)
+        };
+        self.0.users.try_get_with(user_id.to_owned(), found).await.map_err(shared)
     }
 
     /// Passes on what `lookup` finds, and that it finds nothing only if that says anything.
