@@ -3,6 +3,8 @@
 //! Both are balances of the ledger. A debit takes from the plan's window first, since what is left of
 //! that is lost when it ends, and then from what was bought, which stays until it is used.
 
+pub mod terms;
+
 use crate::{
     clock::Time,
     id::AccountId,
