@@ -92,7 +92,7 @@ async fn caller_of(request: &ServiceRequest) -> Result<Caller, HttpResponse> {
     };
     let caller = match known {
         Ok(caller) => caller,
-        Err(problem) => return Err(refuse(request, state, problem).await),
+        Err(problem) => return Err(refuse(request.request(), problem).await),
     };
     let named = named_account(request.query_string()).map_err(answer)?;
     acting_for(state, caller, named).await.map_err(answer)
@@ -117,7 +117,10 @@ pub(super) fn no_account() -> ApiError {
 }
 
 /// The 401 with this sentence, or beyond what its address is allowed of them, the 429.
-async fn refuse(request: &ServiceRequest, state: &AppState, problem: &str) -> HttpResponse {
+pub(super) async fn refuse(request: &HttpRequest, problem: &str) -> HttpResponse {
+    let Some(state) = request.app_data::<web::Data<AppState>>() else {
+        return ApiError::from(Code::Internal).error_response();
+    };
     let peer = request.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
     let address = client_address(peer, request.headers(), &state.config.trusted_proxies);
     let bucket = format!("address/{}", limited_as(address));
@@ -147,12 +150,8 @@ enum Presented<'r> {
 /// What the request presents to be known by, or what its 401 says. A service key is enough, whatever
 /// else is there; a wrong one is no reason to go on with what else is there.
 fn credentials<'r>(headers: &'r HeaderMap, tokens: &[SecretString]) -> Result<Presented<'r>, &'static str> {
-    let presented = readable(headers, "x-internal-key");
-    if let Some(service) = presented.iter().find_map(|token| Caller::of_service(token, tokens)) {
+    if let Some(service) = service(headers, tokens)? {
         return Ok(Presented::Service(service));
-    }
-    if !presented.is_empty() {
-        return Err("This `X-Internal-Key` is none of this server's service keys.");
     }
     let mut keys: Vec<&str> = readable(headers, "authorization").into_iter().filter_map(bearer).collect();
     keys.extend(readable(headers, "x-api-key"));
@@ -160,6 +159,16 @@ fn credentials<'r>(headers: &'r HeaderMap, tokens: &[SecretString]) -> Result<Pr
     match others.iter().all(|other| other == first) {
         true => Ok(Presented::Key(first)),
         false => Err("The request carries several different keys; send one of them."),
+    }
+}
+
+/// The service, if the request presents one of its `tokens`; `None`: it presents nothing as such, and
+/// an error: what it presents is none. A sentence.
+pub(super) fn service(headers: &HeaderMap, tokens: &[SecretString]) -> Result<Option<Caller>, &'static str> {
+    let presented = readable(headers, "x-internal-key");
+    match presented.iter().find_map(|token| Caller::of_service(token, tokens)) {
+        None if !presented.is_empty() => Err("This `X-Internal-Key` is none of this server's service keys."),
+        service => Ok(service),
     }
 }
 

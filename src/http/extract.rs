@@ -20,8 +20,8 @@ use super::{
 };
 use crate::json::{self, Source};
 
-/// A JSON body as a `T`: `application/json`, within the size limit, without unknown fields. What may
-/// be absent is an `Option` in `T`, so that null counts as absent.
+/// A JSON body as a `T`: `application/json` (below `/internal` any type), within the size limit, without
+/// unknown fields. What may be absent is an `Option` in `T`, so that null counts as absent.
 pub struct Body<T> {
     pub value: T,
     /// The bytes as they came, for what is hashed or signed.
@@ -111,10 +111,17 @@ async fn read(request: &HttpRequest, mut payload: Payload) -> Result<web::Bytes,
 fn require_json(request: &HttpRequest) -> Result<(), ApiError> {
     let given = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = given.and_then(|value| value.split(';').next()).map(str::trim);
-    match essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) {
+    let is_json = essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"));
+    match is_json || takes_any_type(request) {
         true => Ok(()),
         false => Err(Code::UnsupportedMediaType.into()),
     }
+}
+
+/// Other services may name their JSON as they like. By the route, since a path can be written in
+/// several ways.
+fn takes_any_type(request: &HttpRequest) -> bool {
+    request.match_pattern().is_some_and(|route| route.starts_with("/internal/"))
 }
 
 /// Reads a JSON object strictly.

@@ -9,6 +9,7 @@ pub mod error;
 pub mod extract;
 mod health;
 mod holds;
+mod internal;
 mod keys;
 mod plans;
 mod request_id;
@@ -118,6 +119,18 @@ pub fn routes(config: &mut web::ServiceConfig) {
                 .wrap(middleware::from_fn(caller::identify))
                 .wrap(middleware::from_fn(wallet::own_errors))
                 .service(at("/balance", "GET, HEAD").route(get().to(wallet::balance)))
+                .default_service(web::to(not_found)),
+        )
+        .service(
+            // Before the scope below, which begins in the same way and takes what is left.
+            scope("/internal/billing/quota")
+                .wrap(middleware::from_fn(internal::for_services))
+                .default_service(web::to(not_found)),
+        )
+        .service(
+            // For other services and for admins: each handler requires the scope `admin`.
+            scope("/internal/billing")
+                .wrap(middleware::from_fn(caller::identify))
                 .default_service(web::to(not_found)),
         )
         .default_service(web::to(not_found));

@@ -13,6 +13,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+pub mod terms;
+
 use crate::{
     clock::Time,
     id::AccountId,
