@@ -38,6 +38,8 @@ struct Environment {
     max_body_bytes: Option<String>,
     service_token: Option<String>,
     upstream_allow_private: Option<String>,
+    allow_wallet_reset: Option<String>,
+    metrics_per_user: Option<String>,
     bootstrap_api_key: Option<String>,
     host: Option<String>,
     port: Option<String>,
@@ -61,6 +63,10 @@ pub struct Config {
     pub service_tokens: Vec<SecretString>,
     /// Whether spells may call private and loopback addresses.
     pub upstream_allow_private: bool,
+    /// Whether an admin may empty wallets.
+    pub allow_wallet_reset: bool,
+    /// Whether each user's quota has a series of its own in the metrics.
+    pub metrics_per_user: bool,
     pub bootstrap_api_key: Option<SecretString>,
     pub host: IpAddr,
     pub port: u16,
@@ -227,12 +233,10 @@ impl Config {
                 "UPSTREAM_ALLOW_PRIVATE",
                 given.upstream_allow_private,
                 false,
-                |text| match text.to_ascii_lowercase().as_str() {
-                    "true" | "1" | "yes" | "on" => Ok(true),
-                    "false" | "0" | "no" | "off" => Ok(false),
-                    _ => Err("must be true or false"),
-                },
+                truth,
             ),
+            allow_wallet_reset: problems.read("ALLOW_WALLET_RESET", given.allow_wallet_reset, false, truth),
+            metrics_per_user: problems.read("METRICS_PER_USER", given.metrics_per_user, false, truth),
             bootstrap_api_key: problems.read("BOOTSTRAP_API_KEY", given.bootstrap_api_key, None, |text| {
                 match key::could_be(text) {
                     true => Ok(Some(SecretString::from(text))),
@@ -263,7 +267,7 @@ impl Config {
 }
 
 impl Environment {
-    const KNOWN: [&str; 20] = [
+    const KNOWN: [&str; 22] = [
         "DATABASE_URL",
         "REDIS_URL",
         "STRIPE_SECRET_KEY",
@@ -280,6 +284,8 @@ impl Environment {
         "MAX_BODY_BYTES",
         "SERVICE_TOKEN",
         "UPSTREAM_ALLOW_PRIVATE",
+        "ALLOW_WALLET_RESET",
+        "METRICS_PER_USER",
         "BOOTSTRAP_API_KEY",
         "HOST",
         "PORT",
@@ -306,6 +312,14 @@ impl Problems {
                 default
             }
         }
+    }
+}
+
+fn truth(text: &str) -> Result<bool, &'static str> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err("must be true or false"),
     }
 }
 

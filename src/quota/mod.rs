@@ -13,8 +13,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-pub mod terms;
-
 use crate::{
     clock::Time,
     id::AccountId,
@@ -24,7 +22,7 @@ use crate::{
         reference::{References, Seen},
     },
     plan,
-    store::{Rows, StoreError, Tx, binds, statements},
+    store::{Db, Rows, StoreError, Tx, binds, despite_conflicts, statements},
     window::Window,
 };
 
@@ -183,7 +181,6 @@ fn line(name: &str) -> String {
 
 statements! {
     KNOWN_PLAN = "SELECT code FROM plans WHERE code = $1";
-    LOCK_ACCOUNT = "SELECT id FROM accounts WHERE id = $1 {for_update}";
     PLANS_OF = concat!("
         SELECT accounts.id, plans.code, COALESCE(accounts.plan_since, accounts.created_at)
         FROM accounts JOIN plans ON ", plan::is_accounts!(), "
@@ -191,8 +188,22 @@ statements! {
     PUT_ON_PLAN = "UPDATE accounts SET plan = $2, plan_since = $3 WHERE id = $1";
 }
 
+/// As [`credit_in`], in a transaction of its own.
+pub async fn credit(db: &Db, account: &AccountId, order: &Order, now: Time) -> Result<Effect, StoreError> {
+    despite_conflicts(async || {
+        let mut tx = db.begin().await?;
+        let effect = credit_in(&mut tx, account, order, now).await?;
+        match effect {
+            Effect::Done(_) => tx.commit().await?,
+            _ => tx.rollback().await?,
+        }
+        Ok(effect)
+    })
+    .await
+}
+
 /// Credits an order's units to the account and puts it on the order's plan, once.
-pub async fn credit(
+pub async fn credit_in(
     tx: &mut Tx,
     account: &AccountId,
     order: &Order,
@@ -214,31 +225,39 @@ pub async fn credit(
         references.write(tx).await?;
         return Ok(Effect::NoPlan);
     }
-    let _: Vec<(String,)> = tx.all(&LOCK_ACCOUNT, binds![account]).await?;
+    let units = [(Metered::Chat, *units_chat), (Metered::Template, *units_tpl)];
+    let grants = units.map(|(action, amount)| GrantTo {
+        cause: "credit",
+        to: Fund::Credited(action.as_str().to_owned()),
+        amount,
+    });
+    let granted = transfer(tx, account, line(order_id), grants.to_vec(), now).await?;
+    if !matches!(granted, Outcome::Moved(_)) {
+        references.write(tx).await?;
+        return Ok(Effect::OutOfRange);
+    }
     put_on_plan(tx, account, plan_code, now).await?;
-    let transfer = Transfer {
-        reference: line(order_id),
-        grants: [(Metered::Chat, *units_chat), (Metered::Template, *units_tpl)]
-            .into_iter()
-            .map(|(action, amount)| GrantTo {
-                cause: "credit",
-                to: Fund::Credited(action.as_str().to_owned()),
-                amount,
-            })
-            .collect(),
-        tell: told(),
-        ..Transfer::default()
+    // Asked again, since what is left is the new plan's.
+    let Outcome::Moved(standing) = transfer(tx, account, line(order_id), Vec::new(), now).await? else {
+        return Err(StoreError::Refused("an account that is locked is gone".to_owned()));
     };
-    let request = Request { account: account.clone(), at: now, action: Action::Transfer(transfer) };
-    let applied = ledger::apply(tx, &[&request], None).await?;
-    let [Outcome::Moved(standing)] = applied.outcomes.as_slice() else {
-        // Nothing of it stands: the caller rolls back.
-        return Err(StoreError::Refused("the units would not fit the user's total".to_owned()));
-    };
-    references.answer(account, &once, standing);
+    references.answer(account, &once, &standing);
     references.write(tx).await?;
     receipt::add(tx, account, order, now).await?;
-    Ok(Effect::Done(standing.clone().into()))
+    Ok(Effect::Done(standing.into()))
+}
+
+async fn transfer(
+    tx: &mut Tx,
+    account: &AccountId,
+    reference: String,
+    grants: Vec<GrantTo>,
+    now: Time,
+) -> Result<Outcome, StoreError> {
+    let action = Action::Transfer(Transfer { reference, grants, tell: told(), ..Transfer::default() });
+    let request = Request { account: account.clone(), at: now, action };
+    let mut outcomes = ledger::apply(tx, &[&request], None).await?.outcomes;
+    Ok(outcomes.pop().unwrap_or(Outcome::OutOfRange))
 }
 
 /// Puts the account on the plan from now on, unless it is on it. Under the account's lock.

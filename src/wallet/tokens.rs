@@ -20,7 +20,7 @@ use crate::{
         TakeFrom, Transfer,
     },
     money::Nanos,
-    store::{Db, StoreError, binds, statements},
+    store::{Db, StoreError, binds, despite_conflicts, statements},
 };
 
 statements! {
@@ -212,19 +212,19 @@ pub async fn consume(
 /// Empties the wallet: what is left of its credits and of every model's tokens is taken back. What is
 /// owed, or held by a cast that runs, stays so.
 pub async fn reset(db: &Db, account: &AccountId, now: Time) -> Result<(), StoreError> {
-    let mut tx = db.begin().await?;
-    let locked: Option<(String,)> = tx.optional(&LOCK_ACCOUNT, binds![account]).await?;
-    let rows: Vec<HeldRow> = tx.all(&HELD, binds![account]).await?;
-    let left = Held::of(rows);
-    let tokens = left.tokens.into_iter().map(|(model, left)| (Fund::Tokens(model), left));
-    let all = tokens.chain([(Fund::Credits, left.credits.0)]).filter(|(_, left)| *left > 0);
-    let grants: Vec<GrantTo> =
-        all.map(|(to, left)| GrantTo { cause: "emptied", to, amount: -left }).collect();
-    if locked.is_none() || grants.is_empty() {
-        return tx.rollback().await;
-    }
-    let transfer = Transfer { reference: TransferId::fresh().to_string(), grants, ..Transfer::default() };
-    let request = Request { account: account.clone(), at: now, action: Action::Transfer(transfer) };
-    ledger::apply(&mut tx, &[&request], None).await?;
-    tx.commit().await
+    despite_conflicts(async || {
+        let mut tx = db.begin().await?;
+        let _: Vec<(String,)> = tx.all(&LOCK_ACCOUNT, binds![account]).await?;
+        let left = Held::of(tx.all(&HELD, binds![account]).await?);
+        let tokens = left.tokens.into_iter().map(|(model, left)| (Fund::Tokens(model), left));
+        let all = tokens.chain([(Fund::Credits, left.credits.0)]).filter(|(_, left)| *left > 0);
+        let grants = all.map(|(to, left)| GrantTo { cause: "emptied", to, amount: -left }).collect();
+        let transfer = Transfer { reference: TransferId::fresh().to_string(), grants, ..Transfer::default() };
+        let request = Request { account: account.clone(), at: now, action: Action::Transfer(transfer) };
+        match ledger::apply(&mut tx, &[&request], None).await?.wrote {
+            true => tx.commit().await,
+            false => tx.rollback().await,
+        }
+    })
+    .await
 }
