@@ -12,6 +12,7 @@ mod holds;
 mod internal;
 mod keys;
 mod plans;
+mod pricing;
 mod quota;
 mod request_id;
 mod spells;
@@ -117,10 +118,20 @@ pub fn routes(config: &mut web::ServiceConfig) {
         )
         .service(
             scope("/api/billing")
-                .wrap(middleware::from_fn(caller::identify))
                 .wrap(middleware::from_fn(wallet::own_errors))
-                .service(at("/balance", "GET, HEAD").route(get().to(wallet::balance)))
-                .default_service(web::to(not_found)),
+                // Open to all; what needs a caller comes after.
+                .service(at("/pricing", "GET, HEAD").route(get().to(pricing::list)))
+                .service(
+                    at("/pricing/{model:.+}", "GET, HEAD, PUT")
+                        .route(get().to(pricing::get))
+                        .route(put().to(pricing::put).wrap(middleware::from_fn(wallet::identify))),
+                )
+                .service(
+                    scope("")
+                        .wrap(middleware::from_fn(wallet::identify))
+                        .service(at("/balance", "GET, HEAD").route(get().to(wallet::balance)))
+                        .default_service(web::to(not_found)),
+                ),
         )
         .service(
             // Before the scope below, which begins in the same way and takes what is left.
