@@ -5,6 +5,7 @@ mod billing;
 mod budgets;
 mod caller;
 pub mod casts;
+mod credits;
 pub mod error;
 pub mod extract;
 mod health;
@@ -130,6 +131,14 @@ pub fn routes(config: &mut web::ServiceConfig) {
                     scope("")
                         .wrap(middleware::from_fn(wallet::identify))
                         .service(at("/balance", "GET, HEAD").route(get().to(wallet::balance)))
+                        .service(
+                            at("/balance/category/{category}", "GET, HEAD")
+                                .route(get().to(credits::category)),
+                        )
+                        .service(at("/credits/allocate", "POST").route(post().to(credits::allocate)))
+                        .service(at("/tokens/consume", "POST").route(post().to(credits::consume)))
+                        .service(at("/transactions", "GET, HEAD").route(get().to(credits::list)))
+                        .service(at("/reset", "POST").route(post().to(credits::reset)))
                         .default_service(web::to(not_found)),
                 ),
         )

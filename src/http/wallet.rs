@@ -28,9 +28,9 @@ pub async fn balance(
     _: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Read)?;
-    let credits = wallet::credits(&state.db, &caller.account).await?;
-    let credits = credits.available.0 / state.config.billing.credit_price.0;
-    Ok(HttpResponse::Ok().json(json!({ "credits": credits, "allocated_tokens": {} })))
+    let held = wallet::held(&state.db, &caller.account).await?;
+    let credits = held.credits.0 / state.config.billing.credit_price.0;
+    Ok(HttpResponse::Ok().json(json!({ "credits": credits, "allocated_tokens": held.tokens })))
 }
 
 /// Middleware for routes that need a caller: who shows nothing to be known by is told so.
