@@ -6,6 +6,8 @@
 
 mod credits;
 pub mod pricing;
+#[cfg(test)]
+mod tests;
 mod tokens;
 pub mod transactions;
 
