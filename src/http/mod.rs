@@ -115,10 +115,15 @@ pub fn routes(config: &mut web::ServiceConfig) {
         )
         .service(
             scope("/api/billing")
-                .wrap(middleware::from_fn(caller::identify))
                 .wrap(middleware::from_fn(wallet::own_errors))
-                .service(at("/balance", "GET, HEAD").route(get().to(wallet::balance)))
-                .default_service(web::to(not_found)),
+                // Open to all; what needs a caller comes after.
+                .service(at("/health", "GET, HEAD").route(get().to(wallet::health)))
+                .service(
+                    scope("")
+                        .wrap(middleware::from_fn(wallet::identify))
+                        .service(at("/balance", "GET, HEAD").route(get().to(wallet::balance)))
+                        .default_service(web::to(not_found)),
+                ),
         )
         .default_service(web::to(not_found));
 }
