@@ -21,7 +21,7 @@ use crate::{
     clock::Clock,
     config::Config,
     http::{self, AppState},
-    identity::Identity,
+    identity::{Identity, jwt},
     ledger::{Ledger, sweeper},
     plan,
     rate::Limiter,
@@ -45,6 +45,8 @@ pub enum StartError {
     Bind(io::Error),
     #[error("{0}")]
     Stripe(String),
+    #[error("JWKS_URL: {0}")]
+    Keys(reqwest::Error),
     #[error("the client for upstreams can't be made: {0}")]
     Upstream(reqwest::Error),
 }
@@ -82,6 +84,7 @@ impl Application {
         let spells = Spells::new(db.clone(), upstream.map_err(StartError::Upstream)?, config.cost_per_cast);
         let (ledger, writer) = Ledger::start(db.clone(), metrics.clone());
         let identity = Identity::new(db.clone(), clock.clone());
+        let tokens = jwt::Verifier::new(&config.jwt, clock.clone()).map_err(StartError::Keys)?;
         let pipeline = Pipeline {
             db: db.clone(),
             clock: clock.clone(),
@@ -108,6 +111,7 @@ impl Application {
             ledger,
             limiter,
             identity,
+            tokens,
             spells,
             pipeline,
             stripe,

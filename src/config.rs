@@ -14,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use crate::{
-    identity::key,
+    identity::{jwt, key},
     money::{NANOS_PER_CENT, Nanos},
     plan,
 };
@@ -37,6 +37,11 @@ struct Environment {
     trusted_proxies: Option<String>,
     max_body_bytes: Option<String>,
     service_token: Option<String>,
+    jwt_secret: Option<String>,
+    jwt_public_key: Option<String>,
+    jwks_url: Option<String>,
+    jwt_issuer: Option<String>,
+    jwt_audience: Option<String>,
     upstream_allow_private: Option<String>,
     allow_wallet_reset: Option<String>,
     metrics_per_user: Option<String>,
@@ -61,6 +66,8 @@ pub struct Config {
     pub max_body_bytes: usize,
     /// Any of them, as `X-Internal-Key`, is an admin.
     pub service_tokens: Vec<SecretString>,
+    /// Which tokens of other services' users are taken.
+    pub jwt: jwt::Settings,
     /// Whether spells may call private and loopback addresses.
     pub upstream_allow_private: bool,
     /// Whether an admin may empty wallets.
@@ -196,8 +203,25 @@ impl Config {
             ),
             public_url: problems.read("PUBLIC_URL", given.public_url, own_url(host, port), web_url),
         };
+        let jwt = jwt::Settings {
+            secret: problems.read("JWT_SECRET", given.jwt_secret, None, |text| {
+                match text.starts_with("-----BEGIN") {
+                    // By it anybody could sign.
+                    true => Err("must be a secret, not a PEM"),
+                    false => Ok(Some(SecretString::from(text))),
+                }
+            }),
+            public_key: problems.read("JWT_PUBLIC_KEY", given.jwt_public_key, None, |text| {
+                jwt::PublicKey::from_pem(text).map(Some)
+            }),
+            key_set: problems
+                .read("JWKS_URL", given.jwks_url, None, |text| jwt::url_of_key_set(text).map(Some)),
+            issuer: given.jwt_issuer.map(|issuer| issuer.trim().to_owned()),
+            audience: given.jwt_audience.map(|audience| audience.trim().to_owned()),
+        };
         let config = Config {
             billing,
+            jwt,
             database_url: given.database_url.unwrap_or_else(|| "sqlite:spell-platform.db".to_owned()).into(),
             redis_url: given.redis_url.map(SecretString::from),
             cost_per_cast: problems.read(
@@ -267,7 +291,7 @@ impl Config {
 }
 
 impl Environment {
-    const KNOWN: [&str; 22] = [
+    const KNOWN: [&str; 27] = [
         "DATABASE_URL",
         "REDIS_URL",
         "STRIPE_SECRET_KEY",
@@ -283,6 +307,11 @@ impl Environment {
         "TRUSTED_PROXIES",
         "MAX_BODY_BYTES",
         "SERVICE_TOKEN",
+        "JWT_SECRET",
+        "JWT_PUBLIC_KEY",
+        "JWKS_URL",
+        "JWT_ISSUER",
+        "JWT_AUDIENCE",
         "UPSTREAM_ALLOW_PRIVATE",
         "ALLOW_WALLET_RESET",
         "METRICS_PER_USER",
@@ -409,6 +438,9 @@ mod tests {
             ("TRUSTED_PROXIES", "hunter2"),
             ("MAX_BODY_BYTES", "1e6"),
             ("SERVICE_TOKEN", " , ,"),
+            ("JWT_SECRET", "-----BEGIN PUBLIC KEY-----hunter2"),
+            ("JWT_PUBLIC_KEY", "hunter2"),
+            ("JWKS_URL", "http://hunter2.example/keys"),
             ("UPSTREAM_ALLOW_PRIVATE", "perhaps"),
             ("BOOTSTRAP_API_KEY", "hunter2"),
             ("HOST", "hunter2"),

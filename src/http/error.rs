@@ -68,6 +68,7 @@ codes! {
     StripeError 502 "stripe_error" "Stripe failed. Try again, with another Idempotency-Key if there was one.";
     BillingDisabled 503 "billing_disabled" "Billing is switched off on this server.";
     DatabaseUnavailable 503 "database_unavailable" "The database does not answer. Try again, with the same Idempotency-Key if there was one.";
+    KeysUnavailable 503 "keys_unavailable" "The keys that tokens are checked with can't be had now. Try again.";
     CastUnsettled 503 "cast_unsettled" "The spell ran and is being booked; do not repeat it, look it up by its id.";
     Overloaded 503 "overloaded" "Too many requests are waiting; nothing was charged. Try again.";
     UpstreamTimeout 504 "upstream_timeout" "The spell's upstream took too long; nothing was charged.";
@@ -120,7 +121,7 @@ impl ApiError {
 impl From<Code> for ApiError {
     fn from(code: Code) -> ApiError {
         let mut error = ApiError::new(code, code.sentence());
-        if matches!(code, Code::DatabaseUnavailable | Code::Overloaded) {
+        if matches!(code, Code::DatabaseUnavailable | Code::KeysUnavailable | Code::Overloaded) {
             error.retry_after = Some(1);
         }
         error

@@ -121,6 +121,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
             scope("/api/billing")
                 .wrap(middleware::from_fn(wallet::own_errors))
                 // Open to all; what needs a caller comes after.
+                .service(at("/health", "GET, HEAD").route(get().to(wallet::health)))
                 .service(at("/pricing", "GET, HEAD").route(get().to(pricing::list)))
                 .service(
                     at("/pricing/{model:.+}", "GET, HEAD, PUT")

@@ -6,7 +6,7 @@ use crate::{
     cast::Pipeline,
     clock::Clock,
     config::Config,
-    identity::Identity,
+    identity::{Identity, jwt},
     ledger::Ledger,
     rate::Limiter,
     spell::Spells,
@@ -23,6 +23,7 @@ pub struct AppState {
     pub ledger: Ledger,
     pub limiter: Limiter,
     pub identity: Identity,
+    pub tokens: jwt::Verifier,
     pub spells: Spells,
     pub pipeline: Pipeline,
     /// `None`: nothing can be bought.

@@ -1,5 +1,6 @@
 //! `/api/billing`: what prepaid credits are left. Errors here have a shape of their own:
-//! `{"error":{"code","message"}}`, the code being the status in words.
+//! `{"error":{"code","message"}}`, the code being the status in words. Callers are known by a key of
+//! ours, or as users of another service by its token.
 
 use actix_web::{
     Error, HttpResponse, ResponseError,
@@ -21,6 +22,11 @@ use crate::{
     wallet,
 };
 
+/// `GET /api/billing/health`, open to all: this part lives.
+pub async fn health() -> HttpResponse {
+    HttpResponse::Ok().json(json!({ "status": "ok", "service": "billing" }))
+}
+
 /// `GET /api/billing/balance`
 pub async fn balance(
     state: web::Data<AppState>,
@@ -40,7 +46,7 @@ pub async fn identify<B: MessageBody + 'static>(
 ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
     let shown = ["authorization", "x-api-key", "x-internal-key"];
     if shown.iter().any(|name| request.headers().contains_key(*name)) {
-        return caller::identify(request, next).await;
+        return caller::identify_with_tokens(request, next).await;
     }
     let refusal = ApiError::new(Code::Forbidden, "Not authenticated").error_response();
     Ok(request.into_response(refusal).map_into_right_body())
