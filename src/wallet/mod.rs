@@ -12,6 +12,8 @@
 //! All of it happens inside its caller's transaction, which also marks the event as applied. The
 //! caller holds the lock of the event's source, so that a grant and its refund can't pass each other.
 
+pub mod purchase;
+
 use crate::{
     clock::Time,
     id::{AccountId, PurchaseId},
