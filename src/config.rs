@@ -17,6 +17,7 @@ use crate::{
     identity::{jwt, key},
     money::{NANOS_PER_CENT, Nanos},
     plan,
+    wallet::purchase::settings::{self as purchase, Purchases},
 };
 
 /// The variables as they stand, before anything is made of them. An empty one counts as absent.
@@ -49,6 +50,8 @@ struct Environment {
     host: Option<String>,
     port: Option<String>,
     rust_log: Option<String>,
+    #[serde(flatten)]
+    purchases: purchase::Variables,
 }
 
 /// What the process runs with.
@@ -79,6 +82,7 @@ pub struct Config {
     pub port: u16,
     pub log_filter: EnvFilter,
     pub billing: Billing,
+    pub purchases: Purchases,
 }
 
 /// How plans and credits are sold.
@@ -222,6 +226,7 @@ impl Config {
         let config = Config {
             billing,
             jwt,
+            purchases: given.purchases.read(&mut problems),
             database_url: given.database_url.unwrap_or_else(|| "sqlite:spell-platform.db".to_owned()).into(),
             redis_url: given.redis_url.map(SecretString::from),
             cost_per_cast: problems.read(
@@ -257,10 +262,10 @@ impl Config {
                 "UPSTREAM_ALLOW_PRIVATE",
                 given.upstream_allow_private,
                 false,
-                truth,
+                boolean,
             ),
-            allow_wallet_reset: problems.read("ALLOW_WALLET_RESET", given.allow_wallet_reset, false, truth),
-            metrics_per_user: problems.read("METRICS_PER_USER", given.metrics_per_user, false, truth),
+            allow_wallet_reset: problems.read("ALLOW_WALLET_RESET", given.allow_wallet_reset, false, boolean),
+            metrics_per_user: problems.read("METRICS_PER_USER", given.metrics_per_user, false, boolean),
             bootstrap_api_key: problems.read("BOOTSTRAP_API_KEY", given.bootstrap_api_key, None, |text| {
                 match key::could_be(text) {
                     true => Ok(Some(SecretString::from(text))),
@@ -291,7 +296,7 @@ impl Config {
 }
 
 impl Environment {
-    const KNOWN: [&str; 27] = [
+    const KNOWN: [&str; 35] = [
         "DATABASE_URL",
         "REDIS_URL",
         "STRIPE_SECRET_KEY",
@@ -319,14 +324,29 @@ impl Environment {
         "HOST",
         "PORT",
         "RUST_LOG",
+        "CREDIT_PRODUCTS",
+        "APPLE_ROOT_CERTIFICATES",
+        "APPLE_BUNDLE_ID",
+        "APPLE_ALLOW_SANDBOX",
+        "GOOGLE_PLAY_PACKAGE",
+        "GOOGLE_PLAY_CREDENTIALS",
+        "GOOGLE_PLAY_API_BASE",
+        "GOOGLE_PLAY_ALLOW_TEST",
     ];
 }
 
-struct Problems(Vec<String>);
+/// What is wrong with the environment so far.
+#[derive(Default)]
+pub(crate) struct Problems(Vec<String>);
 
 impl Problems {
+    /// Notes what is wrong with that variable.
+    pub(crate) fn add(&mut self, name: &str, problem: &str) {
+        self.0.push(format!("{name}: {problem}"));
+    }
+
     /// The variable's value by `parse`, or `default` where it is absent or, noting the problem, wrong.
-    fn read<T>(
+    pub(crate) fn read<T>(
         &mut self,
         name: &str,
         given: Option<String>,
@@ -337,14 +357,14 @@ impl Problems {
             None => default,
             Some(Ok(value)) => value,
             Some(Err(problem)) => {
-                self.0.push(format!("{name}: {problem}"));
+                self.add(name, problem);
                 default
             }
         }
     }
 }
 
-fn truth(text: &str) -> Result<bool, &'static str> {
+pub(crate) fn boolean(text: &str) -> Result<bool, &'static str> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Ok(true),
         "false" | "0" | "no" | "off" => Ok(false),
@@ -368,7 +388,7 @@ fn secrets(text: &str) -> Result<Vec<SecretString>, &'static str> {
     }
 }
 
-fn web_url(text: &str) -> Result<Url, &'static str> {
+pub(crate) fn web_url(text: &str) -> Result<Url, &'static str> {
     const WRONG: &str = "must be a URL that begins with https:// or http://, without a query";
     let url = Url::parse(text).map_err(|_| WRONG)?;
     let fits = matches!(url.scheme(), "http" | "https")

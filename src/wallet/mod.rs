@@ -6,6 +6,7 @@
 
 mod credits;
 pub mod pricing;
+pub mod purchase;
 #[cfg(test)]
 mod tests;
 mod tokens;
