@@ -55,6 +55,7 @@ codes! {
     InProgress 409 "in_progress" "The first request with this Idempotency-Key is still running.";
     HoldEnded 409 "hold_ended" "The hold had already ended in another way.";
     SubscriptionActive 409 "subscription_active" "The account has a subscription already; change or cancel it in the portal.";
+    PlanExists 409 "plan_exists" "There is a plan of that code already; PUT changes it.";
     BodyTooLarge 413 "body_too_large" "The body is larger than this server takes.";
     UnsupportedMediaType 415 "unsupported_media_type" "Send the body as `Content-Type: application/json`.";
     IdempotencyKeyReused 422 "idempotency_key_reused" "This Idempotency-Key came with another request before.";
