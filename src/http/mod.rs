@@ -157,6 +157,16 @@ pub fn routes(config: &mut web::ServiceConfig) {
             // For other services and for admins: each handler requires the scope `admin`.
             scope("/internal/billing")
                 .wrap(middleware::from_fn(caller::identify))
+                .service(
+                    at("/plans", "GET, HEAD, POST")
+                        .route(get().to(plans::list_for_services))
+                        .route(post().to(plans::create)),
+                )
+                .service(
+                    at("/plans/{code}", "GET, HEAD, PUT")
+                        .route(get().to(plans::get_for_services))
+                        .route(put().to(plans::edit)),
+                )
                 .default_service(web::to(not_found)),
         )
         .default_service(web::to(not_found));

@@ -12,6 +12,7 @@
 //! signed transaction, a key, or a URL (Google's has the token in it).
 
 mod apple;
+mod book;
 mod google;
 pub mod settings;
 mod stripe;
@@ -19,6 +20,8 @@ mod stripe;
 mod testing;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
+
+pub use book::{Paid, book};
 
 use serde_json::{Map, Value};
 
