@@ -29,6 +29,7 @@ use crate::{
     store::{Db, PATIENCE, StoreError},
     stripe::{Stripe, webhook::Webhook},
     telemetry::Metrics,
+    wallet::purchase,
 };
 
 /// The longest a stop takes; below the 15 seconds that are promised.
@@ -103,6 +104,9 @@ impl Application {
         let stripe = Stripe::new(&config.billing, db.clone(), clock.clone()).map_err(StartError::Stripe)?;
         let webhook =
             Webhook::new(db.clone(), clock.clone(), identity.clone(), metrics.clone(), stripe.clone());
+        let purchases =
+            purchase::Verifier::new(&config.purchases, &config.billing, stripe.clone(), clock.clone())
+                .map_err(StartError::Upstream)?;
         let state = AppState {
             config,
             clock,
@@ -116,6 +120,7 @@ impl Application {
             pipeline,
             stripe,
             webhook,
+            purchases,
         };
         Ok(Application { state: web::Data::new(state), listener, writer })
     }

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::{
     AppState,
     error::{ApiError, Code},
-    extract::{Body, NoQuery, OptionalBody, Query},
+    extract::{Body, NoQuery, OptionalBody, Page, Query},
 };
 use crate::{
     id::AccountId,
@@ -18,12 +18,16 @@ use crate::{
     wallet::{
         self, Allocation, Refused,
         pricing::{self, Category},
+        purchase::{self, Paid, Unverified},
         transactions,
     },
 };
 
 /// What may turn credits into tokens and consume them, besides the wallet's owner.
 const SPENDING: &[KeyScope] = &[KeyScope::Billing, KeyScope::Cast];
+
+/// The most credits that are added at once.
+const MAX_CREDITS: i64 = 1_000_000_000;
 
 /// The most allocations in one list.
 const MAX_ALLOCATIONS: usize = 100;
@@ -37,6 +41,14 @@ pub struct AllocateBody {
 struct AllocationBody {
     model_id: String,
     credits: i64,
+}
+
+#[derive(Deserialize)]
+pub struct AddBody {
+    credits: i64,
+    /// With whatever else its provider put into it.
+    purchase_record: Map<String, Value>,
+    user_id: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -97,6 +109,58 @@ pub async fn allocate(
     Ok(HttpResponse::Ok().json(json!({ "success": true, "message": message })))
 }
 
+/// `POST /api/billing/credits/add`: from an admin or another service what they say, from others what the
+/// purchase's provider vouches for.
+pub async fn add(
+    state: web::Data<AppState>,
+    caller: Caller,
+    _: NoQuery,
+    body: Body<AddBody>,
+) -> Result<HttpResponse, ApiError> {
+    caller.require(KeyScope::Billing)?;
+    let AddBody { credits, purchase_record, user_id } = body.value;
+    if !(1..=MAX_CREDITS).contains(&credits) {
+        return Err(ApiError::invalid(format!(
+            "`credits` must be from 1 to {MAX_CREDITS}, and is {credits}."
+        )));
+    }
+    let account = named_user(&state, &caller, user_id.as_deref()).await?;
+    let record = purchase::Record::read(&purchase_record).map_err(ApiError::invalid)?;
+    let paid = match caller.is_admin() {
+        true => Paid {
+            transaction_id: record.transaction_id,
+            product_id: record.product_id,
+            credits,
+            verified_by: if caller.service { "service" } else { "admin" },
+            payment: wallet::Payment::default(),
+            amount_cents: 0,
+        },
+        false => {
+            let user = caller.user().unwrap_or(caller.account.as_str());
+            state.purchases.verify(&record, credits, user).await?.into()
+        }
+    };
+    let price = state.config.billing.credit_price;
+    if !purchase::book(&state.db, &account, &paid, price, state.clock.now()).await? {
+        return Err(Code::PurchaseKnown.into());
+    }
+    let balance = wallet::credits(&state.db, &account).await?.available.0 / price.0;
+    Ok(HttpResponse::Ok().json(json!({ "success": true, "new_balance": balance })))
+}
+
+impl From<Unverified> for ApiError {
+    fn from(unverified: Unverified) -> ApiError {
+        let code = match &unverified {
+            Unverified::Mismatch(_) => Code::InvalidRequest,
+            Unverified::Unavailable(_) => Code::ProviderUnavailable,
+            Unverified::NotVerifiable | Unverified::SwitchedOff(_) | Unverified::Invalid(_) => {
+                Code::Forbidden
+            }
+        };
+        ApiError::new(code, unverified.to_string())
+    }
+}
+
 fn allocations(body: AllocateBody) -> Result<Vec<Allocation>, ApiError> {
     let AllocateBody { allocations } = body;
     if !(1..=MAX_ALLOCATIONS).contains(&allocations.len()) {
@@ -153,7 +217,7 @@ pub async fn list(
     Query(query): Query<PageQuery>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Read)?;
-    let page = super::extract::Page::new(query.limit.as_deref(), query.cursor, "")?;
+    let page = Page::new(query.limit.as_deref(), query.cursor, "")?;
     let before = page.cursor.as_deref().map(|cursor| match cursor.parse() {
         Ok(id @ 1..) => Ok(id),
         _ => Err(ApiError::invalid("`cursor` is none that a list gave out.")),

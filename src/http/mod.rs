@@ -136,6 +136,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
                             at("/balance/category/{category}", "GET, HEAD")
                                 .route(get().to(credits::category)),
                         )
+                        .service(at("/credits/add", "POST").route(post().to(credits::add)))
                         .service(at("/credits/allocate", "POST").route(post().to(credits::allocate)))
                         .service(at("/tokens/consume", "POST").route(post().to(credits::consume)))
                         .service(at("/transactions", "GET, HEAD").route(get().to(credits::list)))

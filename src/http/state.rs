@@ -13,6 +13,7 @@ use crate::{
     store::Db,
     stripe::{Stripe, webhook::Webhook},
     telemetry::Metrics,
+    wallet::purchase,
 };
 
 pub struct AppState {
@@ -29,4 +30,5 @@ pub struct AppState {
     /// `None`: nothing can be bought.
     pub stripe: Option<Stripe>,
     pub webhook: Webhook,
+    pub purchases: purchase::Verifier,
 }

@@ -132,7 +132,7 @@ pub struct Caller {
     expires_at: Option<Time>,
     /// The service key, which has no rate.
     pub service: bool,
-    user: bool,
+    user: Option<String>,
 }
 
 impl Caller {
@@ -156,13 +156,16 @@ impl Caller {
             plan_rate_per_minute: None,
             expires_at,
             service: false,
-            user: false,
+            user: None,
         }
     }
 
     /// A user whom another service signed in: it may do everything in its own account, and is no admin.
-    pub fn of_user(account: AccountId, suspended: bool) -> Caller {
-        Caller { user: true, ..Caller::of_key(account, USER.into(), suspended, None, None, None) }
+    pub fn of_user(user: &str, account: AccountId, suspended: bool) -> Caller {
+        Caller {
+            user: Some(user.to_owned()),
+            ..Caller::of_key(account, USER.into(), suspended, None, None, None)
+        }
     }
 
     /// The same caller, in an account whose plan has this rate.
@@ -191,9 +194,9 @@ impl Caller {
         Caller { account, suspended, ..self }
     }
 
-    /// Whether it is a user with a token of another service, who has no key of ours.
-    pub fn is_user(&self) -> bool {
-        self.user
+    /// What others call the user whose token it is; `None`: the caller has a key of ours.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
     }
 
     pub fn is_admin(&self) -> bool {

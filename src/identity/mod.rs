@@ -131,7 +131,7 @@ impl Identity {
         let suspended = self.is_suspended(&account).await?;
         let suspended = suspended
             .ok_or_else(|| StoreError::Unavailable("a user's account is not there yet".to_owned()))?;
-        Ok(Caller::of_user(account, suspended))
+        Ok(Caller::of_user(user_id, account, suspended))
     }
 
     /// Passes on what `lookup` finds, and that it finds nothing only if that says anything.

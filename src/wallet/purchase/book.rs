@@ -5,6 +5,7 @@
 //! The purchase, its credits and its line in the wallet are one transaction. Of several at once one books
 //! it; the others are told that it is known.
 
+use super::Verified;
 use crate::{
     clock::Time,
     id::AccountId,
@@ -31,6 +32,14 @@ pub struct Paid {
     pub payment: Payment,
     /// What was paid, where a refund may be told of later; otherwise 0.
     pub amount_cents: i64,
+}
+
+impl From<Verified> for Paid {
+    fn from(verified: Verified) -> Paid {
+        let Verified { transaction_id, product_id, verified_by, credits, payment, amount_cents } = verified;
+        let verified_by = verified_by.as_str();
+        Paid { transaction_id, product_id, credits, verified_by, payment, amount_cents }
+    }
 }
 
 /// Adds what was paid for to the account's credits, of which one is worth `credit_value`. `false`: the

@@ -21,12 +21,11 @@ mod testing;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-pub use book::{Paid, book};
-
 use serde_json::{Map, Value};
 
-use self::settings::Purchases;
 use crate::{clock::Clock, config::Billing, stripe::Stripe, wallet::Payment};
+pub use book::{Paid, book};
+use settings::Purchases;
 
 /// Longest `productId` and `transactionId`, in bytes. Both are stored.
 const MAX_ID_BYTES: usize = 255;
