@@ -18,7 +18,7 @@ use crate::{
     wallet::{
         self, Allocation, Refused,
         pricing::{self, Category},
-        purchase::{self, Paid, Unverified},
+        purchase::{self, Booked, Paid, Unverified},
         transactions,
     },
 };
@@ -114,6 +114,7 @@ pub async fn allocate(
 pub async fn add(
     state: web::Data<AppState>,
     caller: Caller,
+    request: HttpRequest,
     _: NoQuery,
     body: Body<AddBody>,
 ) -> Result<HttpResponse, ApiError> {
@@ -141,8 +142,10 @@ pub async fn add(
         }
     };
     let price = state.config.billing.credit_price;
-    if !purchase::book(&state.db, &account, &paid, price, state.clock.now()).await? {
-        return Err(Code::PurchaseKnown.into());
+    match purchase::book(&state.db, &account, &paid, price, state.clock.now()).await? {
+        Booked::Added => {}
+        Booked::Known => return Err(Code::PurchaseKnown.into()),
+        Booked::OutOfRange => return Err(refusal(&Refused::OutOfRange, &request)),
     }
     let balance = wallet::credits(&state.db, &account).await?.available.0 / price.0;
     Ok(HttpResponse::Ok().json(json!({ "success": true, "new_balance": balance })))

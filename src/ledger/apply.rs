@@ -136,7 +136,6 @@ impl Working {
                 self.end_hold(request, hold, Some(*held_for), &operation)
             }
             Action::Undo { undone, keyed } => self.undo(request, undone, keyed.as_ref()),
-            Action::Transfer(transfer) if suspended && !transfer.takes.is_empty() => Outcome::Suspended,
             Action::Transfer(transfer) => self.transfer_once(request, transfer),
         }
     }

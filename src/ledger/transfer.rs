@@ -53,6 +53,9 @@ impl Working {
 
     fn transfer(&mut self, request: &Request, transfer: &Transfer) -> Outcome {
         let Transfer { reference, grants, takes, caps, records, .. } = transfer;
+        if !takes.is_empty() && self.suspended.get(&request.account) == Some(&true) {
+            return Outcome::Suspended;
+        }
         let mut granting: Vec<Grant> = grants.iter().filter_map(|to| self.granting(request, to, 1)).collect();
         let takes: Vec<Take> = takes.iter().map(|from| self.taking(request, from, 1)).collect();
         let opened: Vec<BalanceId> = takes.iter().flat_map(|take| take.from.clone()).collect();

@@ -195,7 +195,7 @@ async fn buy_credits(
         amount_cents: purchase.amount_cents,
         payment,
     };
-    wallet::grant(tx, &grant, &event.id, now).await
+    Ok(wallet::grant(tx, &grant, &event.id, now).await?)
 }
 
 /// The subscription as it is known, or a new one, and in any case `purchase`'s.

@@ -110,6 +110,25 @@ impl ReversalStatus {
     }
 }
 
+/// Why nothing was granted.
+#[derive(Debug, thiserror::Error)]
+pub enum GrantError {
+    #[error("the credits would not fit the account's total")]
+    Unfit,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// For who grants what was sold here, where no customer can do anything about it.
+impl From<GrantError> for StoreError {
+    fn from(error: GrantError) -> StoreError {
+        match error {
+            GrantError::Unfit => StoreError::Refused(error.to_string()),
+            GrantError::Store(error) => error,
+        }
+    }
+}
+
 /// Whether what is told of a reversal is newer than what is known of it.
 macro_rules! newer {
     () => {
@@ -187,7 +206,9 @@ pub async fn credits(db: &Db, account: &AccountId) -> Result<Credits, StoreError
 }
 
 /// Grants what was paid for, less what was paid back already. Doing it again does nothing.
-pub async fn grant(tx: &mut Tx, grant: &Grant, event: &str, now: Time) -> Result<(), StoreError> {
+///
+/// Errors: after one, `tx` is to be rolled back.
+pub async fn grant(tx: &mut Tx, grant: &Grant, event: &str, now: Time) -> Result<(), GrantError> {
     let Grant { paid_for, account, credits, credit_value, amount_cents, payment } = grant;
     let Payment { intent, charge, invoice } = payment.clone();
     let reference = paid_for.reference();
@@ -238,12 +259,12 @@ async fn settle(
     cause: &'static str,
     event: &str,
     now: Time,
-) -> Result<(), StoreError> {
+) -> Result<(), GrantError> {
     let GrantRow { reference, payment_intent, charge_id, invoice_id, .. } = grant;
     let (reversed,): (i64,) = tx.one(&REVERSED, binds![payment_intent, charge_id, invoice_id]).await?;
     let standing = standing(grant.credits, grant.amount_cents, reversed);
     let change = standing.checked_sub(grant.standing).and_then(|more| more.checked_mul(grant.credit_value));
-    let change = Nanos(change.ok_or_else(unfit)?);
+    let change = Nanos(change.ok_or(GrantError::Unfit)?);
     if change == Nanos::ZERO {
         return Ok(());
     }
@@ -259,14 +280,10 @@ async fn settle(
     let request = Request { account: grant.account_id.into(), at: now, action };
     match ledger::apply(tx, &[&request], None).await?.outcomes.as_slice() {
         [Outcome::Moved(_)] => {}
-        _ => return Err(unfit()),
+        _ => return Err(GrantError::Unfit),
     }
     tx.execute(&SET_STANDING, binds![&reference, standing]).await?;
     Ok(())
-}
-
-fn unfit() -> StoreError {
-    StoreError::Refused("the credits would not fit the account's total".to_owned())
 }
 
 /// How many of `credits`, bought for `amount`, stand when `reversed` of it went back: those that the

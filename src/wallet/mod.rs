@@ -13,6 +13,7 @@ mod tokens;
 pub mod transactions;
 
 pub use credits::{
-    Credits, Grant, PaidFor, Payment, Reversal, ReversalStatus, credits, grant, paid_for_any, reverse,
+    Credits, Grant, GrantError, PaidFor, Payment, Reversal, ReversalStatus, credits, grant, paid_for_any,
+    reverse,
 };
 pub use tokens::{Allocation, Held, Refused, allocate, consume, held, reset};

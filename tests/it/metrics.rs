@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::harness::{Answer, Backend, Options, Server, both};
 
 /// Asserts that Prometheus' own linter has nothing to say.
-fn assert_promtool_agrees(metrics: &Answer) {
+pub fn assert_promtool_agrees(metrics: &Answer) {
     let mut promtool = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(Stdio::piped())

@@ -16,7 +16,7 @@ async fn start(backend: &Backend) -> (Server, Client) {
 
 /// The body of an error in this surface's shape.
 #[track_caller]
-fn refused(answer: &Answer, status: u16, code: &str) -> String {
+pub fn refused(answer: &Answer, status: u16, code: &str) -> String {
     let body = answer.expect(status);
     shape(&body, &["error"]);
     shape(&body["error"], &["code", "message"]);

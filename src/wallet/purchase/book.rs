@@ -12,7 +12,7 @@ use crate::{
     inbox::{self, Source},
     money::Nanos,
     store::{Db, StoreError, binds, despite_conflicts, statements},
-    wallet::{self, Grant, PaidFor, Payment},
+    wallet::{self, Grant, GrantError, PaidFor, Payment},
 };
 
 statements! {
@@ -42,15 +42,24 @@ impl From<Verified> for Paid {
     }
 }
 
-/// Adds what was paid for to the account's credits, of which one is worth `credit_value`. `false`: the
-/// transaction was booked before, and nothing is added.
+/// What became of a purchase. Only `Added` changed anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Booked {
+    Added,
+    /// The transaction was booked before, for whomever.
+    Known,
+    /// The account's total would not fit its integer.
+    OutOfRange,
+}
+
+/// Adds what was paid for to the account's credits, of which one is worth `credit_value`.
 pub async fn book(
     db: &Db,
     account: &AccountId,
     paid: &Paid,
     credit_value: Nanos,
     now: Time,
-) -> Result<bool, StoreError> {
+) -> Result<Booked, StoreError> {
     let Paid { transaction_id, product_id, credits, verified_by, payment, amount_cents } = paid;
     let grant = Grant {
         paid_for: PaidFor::Transaction(transaction_id.clone()),
@@ -69,11 +78,13 @@ pub async fn book(
         let values = binds![transaction_id, account, product_id, *credits, *verified_by, now];
         if tx.execute(&ADD_PURCHASE, values).await? == 0 {
             tx.rollback().await?;
-            return Ok(false);
+            return Ok(Booked::Known);
         }
-        wallet::grant(&mut tx, &grant, "booked", now).await?;
-        tx.commit().await?;
-        Ok(true)
+        match wallet::grant(&mut tx, &grant, "booked", now).await {
+            Ok(()) => tx.commit().await.map(|()| Booked::Added),
+            Err(GrantError::Unfit) => tx.rollback().await.map(|()| Booked::OutOfRange),
+            Err(GrantError::Store(error)) => Err(error),
+        }
     })
     .await
 }

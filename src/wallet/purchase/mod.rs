@@ -24,7 +24,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use serde_json::{Map, Value};
 
 use crate::{clock::Clock, config::Billing, stripe::Stripe, wallet::Payment};
-pub use book::{Paid, book};
+pub use book::{Booked, Paid, book};
 use settings::Purchases;
 
 /// Longest `productId` and `transactionId`, in bytes. Both are stored.
