@@ -22,13 +22,15 @@ use crate::{
     config::Config,
     http::{self, AppState},
     identity::Identity,
+    inbox::Inbox,
     ledger::{Ledger, sweeper},
     plan,
     rate::Limiter,
     spell::{Spells, upstream::Upstream},
     store::{Db, PATIENCE, StoreError},
-    stripe::{Stripe, webhook::Webhook},
+    stripe::Stripe,
     telemetry::Metrics,
+    webhooks::Webhooks,
 };
 
 /// The longest a stop takes; below the 15 seconds that are promised.
@@ -98,8 +100,8 @@ impl Application {
             runtime: Handle::current(),
         };
         let stripe = Stripe::new(&config.billing, db.clone(), clock.clone()).map_err(StartError::Stripe)?;
-        let webhook =
-            Webhook::new(db.clone(), clock.clone(), identity.clone(), metrics.clone(), stripe.clone());
+        let inbox = Inbox::new(db.clone(), clock.clone(), identity.clone());
+        let webhooks = Webhooks::new(&config, inbox, metrics.clone(), stripe.clone());
         let state = AppState {
             config,
             clock,
@@ -111,7 +113,7 @@ impl Application {
             spells,
             pipeline,
             stripe,
-            webhook,
+            webhooks,
         };
         Ok(Application { state: web::Data::new(state), listener, writer })
     }

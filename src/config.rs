@@ -16,6 +16,7 @@ use url::Url;
 use crate::{
     identity::key,
     money::{NANOS_PER_CENT, Nanos},
+    payment::signature::Keys,
     plan,
 };
 
@@ -37,6 +38,7 @@ struct Environment {
     trusted_proxies: Option<String>,
     max_body_bytes: Option<String>,
     service_token: Option<String>,
+    payment_webhook_public_key: Option<String>,
     upstream_allow_private: Option<String>,
     bootstrap_api_key: Option<String>,
     host: Option<String>,
@@ -59,6 +61,8 @@ pub struct Config {
     pub max_body_bytes: usize,
     /// Any of them, as `X-Internal-Key`, is an admin.
     pub service_tokens: Vec<SecretString>,
+    /// By any of them the payment service signs what it tells. None: it is believed by the service key alone.
+    pub payment_webhook_keys: Keys,
     /// Whether spells may call private and loopback addresses.
     pub upstream_allow_private: bool,
     pub bootstrap_api_key: Option<SecretString>,
@@ -223,6 +227,12 @@ impl Config {
                 _ => Err("must be a whole number of bytes from 1 to 1073741824"),
             }),
             service_tokens: problems.read("SERVICE_TOKEN", given.service_token, Vec::new(), secrets),
+            payment_webhook_keys: problems.read(
+                "PAYMENT_WEBHOOK_PUBLIC_KEY",
+                given.payment_webhook_public_key,
+                Keys::default(),
+                Keys::parse,
+            ),
             upstream_allow_private: problems.read(
                 "UPSTREAM_ALLOW_PRIVATE",
                 given.upstream_allow_private,
@@ -263,7 +273,7 @@ impl Config {
 }
 
 impl Environment {
-    const KNOWN: [&str; 20] = [
+    const KNOWN: [&str; 21] = [
         "DATABASE_URL",
         "REDIS_URL",
         "STRIPE_SECRET_KEY",
@@ -279,6 +289,7 @@ impl Environment {
         "TRUSTED_PROXIES",
         "MAX_BODY_BYTES",
         "SERVICE_TOKEN",
+        "PAYMENT_WEBHOOK_PUBLIC_KEY",
         "UPSTREAM_ALLOW_PRIVATE",
         "BOOTSTRAP_API_KEY",
         "HOST",
@@ -395,6 +406,7 @@ mod tests {
             ("TRUSTED_PROXIES", "hunter2"),
             ("MAX_BODY_BYTES", "1e6"),
             ("SERVICE_TOKEN", " , ,"),
+            ("PAYMENT_WEBHOOK_PUBLIC_KEY", "-----BEGIN PUBLIC KEY-----\\nhunter2"),
             ("UPSTREAM_ALLOW_PRIVATE", "perhaps"),
             ("BOOTSTRAP_API_KEY", "hunter2"),
             ("HOST", "hunter2"),

@@ -3,16 +3,8 @@
 use std::sync::Arc;
 
 use crate::{
-    cast::Pipeline,
-    clock::Clock,
-    config::Config,
-    identity::Identity,
-    ledger::Ledger,
-    rate::Limiter,
-    spell::Spells,
-    store::Db,
-    stripe::{Stripe, webhook::Webhook},
-    telemetry::Metrics,
+    cast::Pipeline, clock::Clock, config::Config, identity::Identity, ledger::Ledger, rate::Limiter,
+    spell::Spells, store::Db, stripe::Stripe, telemetry::Metrics, webhooks::Webhooks,
 };
 
 pub struct AppState {
@@ -27,5 +19,5 @@ pub struct AppState {
     pub pipeline: Pipeline,
     /// `None`: nothing can be bought.
     pub stripe: Option<Stripe>,
-    pub webhook: Webhook,
+    pub webhooks: Webhooks,
 }
