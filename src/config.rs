@@ -40,6 +40,8 @@ struct Environment {
     service_token: Option<String>,
     payment_webhook_public_key: Option<String>,
     upstream_allow_private: Option<String>,
+    allow_wallet_reset: Option<String>,
+    metrics_per_user: Option<String>,
     bootstrap_api_key: Option<String>,
     host: Option<String>,
     port: Option<String>,
@@ -65,6 +67,10 @@ pub struct Config {
     pub payment_webhook_keys: Keys,
     /// Whether spells may call private and loopback addresses.
     pub upstream_allow_private: bool,
+    /// Whether an admin may empty wallets.
+    pub allow_wallet_reset: bool,
+    /// Whether each user's quota has a series of its own in the metrics.
+    pub metrics_per_user: bool,
     pub bootstrap_api_key: Option<SecretString>,
     pub host: IpAddr,
     pub port: u16,
@@ -237,12 +243,10 @@ impl Config {
                 "UPSTREAM_ALLOW_PRIVATE",
                 given.upstream_allow_private,
                 false,
-                |text| match text.to_ascii_lowercase().as_str() {
-                    "true" | "1" | "yes" | "on" => Ok(true),
-                    "false" | "0" | "no" | "off" => Ok(false),
-                    _ => Err("must be true or false"),
-                },
+                truth,
             ),
+            allow_wallet_reset: problems.read("ALLOW_WALLET_RESET", given.allow_wallet_reset, false, truth),
+            metrics_per_user: problems.read("METRICS_PER_USER", given.metrics_per_user, false, truth),
             bootstrap_api_key: problems.read("BOOTSTRAP_API_KEY", given.bootstrap_api_key, None, |text| {
                 match key::could_be(text) {
                     true => Ok(Some(SecretString::from(text))),
@@ -273,7 +277,7 @@ impl Config {
 }
 
 impl Environment {
-    const KNOWN: [&str; 21] = [
+    const KNOWN: [&str; 23] = [
         "DATABASE_URL",
         "REDIS_URL",
         "STRIPE_SECRET_KEY",
@@ -291,6 +295,8 @@ impl Environment {
         "SERVICE_TOKEN",
         "PAYMENT_WEBHOOK_PUBLIC_KEY",
         "UPSTREAM_ALLOW_PRIVATE",
+        "ALLOW_WALLET_RESET",
+        "METRICS_PER_USER",
         "BOOTSTRAP_API_KEY",
         "HOST",
         "PORT",
@@ -317,6 +323,14 @@ impl Problems {
                 default
             }
         }
+    }
+}
+
+fn truth(text: &str) -> Result<bool, &'static str> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err("must be true or false"),
     }
 }
 

@@ -66,4 +66,6 @@ ids! {
     HoldId = "hold";
     /// One transaction of the ledger's writer; see `ledger::writer`.
     BatchId = "batch";
+    /// What a wallet did in one go: the reference of its lines in the ledger.
+    TransferId = "txn";
 }

@@ -21,6 +21,8 @@ CREATE TABLE wallet_transactions (
     -- credits, or for a consumption tokens
     amount BIGINT NOT NULL,
     model_id TEXT,
+    -- the ledger's, of the lines that belong to it
+    reference TEXT NOT NULL,
     created_at BIGINT NOT NULL,
     PRIMARY KEY (account_id, id)
 );
@@ -72,8 +74,9 @@ SELECT code, version, period, limits, created_at FROM plans;
 CREATE TABLE quota_references (
     id TEXT PRIMARY KEY NOT NULL,
     account_id TEXT NOT NULL,
-    request_hash TEXT NOT NULL,
-    -- JSON: what was left after it. NULL only inside the transaction that does it.
+    -- what tells it from another that is called the same
+    content TEXT NOT NULL,
+    -- JSON: how the account stood after it. NULL only inside the transaction that does it.
     answer TEXT,
     created_at BIGINT NOT NULL
 );

@@ -446,7 +446,8 @@ impl<T> Admission<T> {
             Outcome::NoAccount => Admission::NoSuchAccount,
             Outcome::KeyReused => Admission::KeyReused,
             Outcome::InProgress => Admission::InProgress,
-            Outcome::OutOfRange | Outcome::NoHold | Outcome::EndedOtherwise(_) => Admission::OutOfRange,
+            // The rest is of holds that end, and of transfers.
+            _ => Admission::OutOfRange,
         })
     }
 

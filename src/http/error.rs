@@ -43,6 +43,7 @@ codes! {
     Unauthorized 401 "unauthorized" "Send a valid API key as `Authorization: Bearer <key>` or `x-api-key`.";
     BudgetExceeded 402 "budget_exceeded" "This would pass a hard limit of a budget.";
     InsufficientCredits 402 "insufficient_credits" "The account's credits do not pay for this; buy some by POST /v1/billing/checkout.";
+    QuotaExceeded 402 "quota_exceeded" "The user has not as many units left.";
     Forbidden 403 "forbidden" "This key may not do that.";
     AccountSuspended 403 "account_suspended" "The account is suspended; ask its administrator.";
     BudgetLocked 403 "budget_locked" "This budget is locked; only an admin may change it.";
@@ -55,6 +56,8 @@ codes! {
     InProgress 409 "in_progress" "The first request with this Idempotency-Key is still running.";
     HoldEnded 409 "hold_ended" "The hold had already ended in another way.";
     SubscriptionActive 409 "subscription_active" "The account has a subscription already; change or cancel it in the portal.";
+    ReferenceReused 409 "reference_reused" "This `ref` or `order_id` came with other content before.";
+    PurchaseKnown 409 "purchase_known" "This transaction was turned into credits before; nothing was added.";
     BodyTooLarge 413 "body_too_large" "The body is larger than this server takes.";
     UnsupportedMediaType 415 "unsupported_media_type" "Send the body as `Content-Type: application/json`.";
     IdempotencyKeyReused 422 "idempotency_key_reused" "This Idempotency-Key came with another request before.";

@@ -12,6 +12,7 @@ mod holds;
 mod internal;
 mod keys;
 mod plans;
+mod quota;
 mod request_id;
 mod spells;
 mod state;
@@ -126,6 +127,10 @@ pub fn routes(config: &mut web::ServiceConfig) {
             // Before the scope below, which begins in the same way and takes what is left.
             scope("/internal/billing/quota")
                 .wrap(middleware::from_fn(internal::for_services))
+                .service(at("/check/{user_id:.+}", "GET, HEAD").route(get().to(quota::check)))
+                .service(at("/receipts/{user_id:.+}", "GET, HEAD").route(get().to(quota::receipts)))
+                .service(at("/debit", "POST").route(post().to(quota::debit)))
+                .service(at("/credit", "POST").route(post().to(quota::credit)))
                 .default_service(web::to(not_found)),
         )
         .service(

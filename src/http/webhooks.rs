@@ -10,14 +10,13 @@ use super::{
     AppState, caller,
     error::{ApiError, Code},
     extract::{NoQuery, Page, Query, Raw, id_of},
+    quota,
 };
 use crate::{
     clock::Time,
     identity::{Caller, KeyScope},
     inbox::{self, Source, StoredEvent},
-    payment,
-    quota::Standing,
-    stripe,
+    payment, stripe,
 };
 
 /// `POST /webhooks/stripe`
@@ -75,12 +74,11 @@ pub async fn of_payment(
         _ => {}
     }
     let Raw(body) = Raw::from_request(&request, &mut body.into_inner()).await?;
-    let left = state.webhooks.payment.receive(signature.as_deref().map(str::trim), &body).await?;
-    let Standing { remain_chat, remain_tpl, plan_code } = left;
-    let answer = json!({
-        "success": true, "remain_chat": remain_chat, "remain_tpl": remain_tpl, "plan_code": plan_code,
-    });
-    Ok(HttpResponse::Ok().json(answer))
+    let credited = state.webhooks.payment.receive(signature.as_deref().map(str::trim), &body).await?;
+    if credited.now {
+        quota::show(&state, &credited.user_id, &credited.left);
+    }
+    Ok(HttpResponse::Ok().json(quota::answer(&credited.left)))
 }
 
 impl From<payment::webhook::Rejected> for ApiError {

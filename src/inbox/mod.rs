@@ -18,13 +18,10 @@ use serde::Serialize;
 
 use crate::{
     clock::Time,
-    store::{Db, Rows, StoreError, Tx, binds, statements},
+    store::{Db, Rows, StoreError, Tx, binds, despite_conflicts, statements},
 };
 
 pub use receiver::Inbox;
-
-/// How often applying is tried when other transactions are in the way.
-const ATTEMPTS: u32 = 3;
 
 /// Whose events they are; each is applied one at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -246,18 +243,13 @@ async fn apply(
     now: Time,
     effect: impl AsyncFn(&mut Tx) -> Result<Verdict, StoreError>,
 ) -> Result<Option<Delivery>, StoreError> {
-    let mut attempt = 1;
-    loop {
-        match attempt_to_apply(db, source, id, again, now, &effect).await {
-            Err(StoreError::Conflict(_)) if attempt < ATTEMPTS => attempt += 1,
-            Err(error) => {
-                // Should this fail too, the event stays as it was, and is sent again all the same.
-                let _ = db.execute(&FAILED, binds![source.as_str(), id, error.to_string()]).await;
-                return Err(error);
-            }
-            done => return done,
-        }
+    let done = despite_conflicts(async || attempt_to_apply(db, source, id, again, now, &effect).await);
+    let done = done.await;
+    if let Err(error) = &done {
+        // Should this fail too, the event stays as it was, and is sent again all the same.
+        let _ = db.execute(&FAILED, binds![source.as_str(), id, error.to_string()]).await;
     }
+    done
 }
 
 async fn attempt_to_apply(

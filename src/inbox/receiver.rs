@@ -110,6 +110,14 @@ impl Inbox {
         Ok(delivery)
     }
 
+    /// Does what is like applying an event when it is its turn.
+    pub async fn in_turn<T>(
+        &self,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        in_turn(&self.applying, work).await
+    }
+
     /// A stored event's body and signature.
     pub async fn content(
         &self,

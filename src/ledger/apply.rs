@@ -11,7 +11,7 @@
 //! forbids is no error but an [`Outcome`].
 
 use super::{
-    balance::{BalanceId, Leg},
+    balance::BalanceId,
     decide::{Decision, HoldState, Operation, decide},
     hold::HoldRow,
     idempotency::{KEPT_FOR, KnownKey},
@@ -136,14 +136,8 @@ impl Working {
                 self.end_hold(request, hold, Some(*held_for), &operation)
             }
             Action::Undo { undone, keyed } => self.undo(request, undone, keyed.as_ref()),
-            Action::Grant { reference, cause, amount } => {
-                let leg = Leg { balance: BalanceId::credits(&request.account), amount: amount.0 };
-                let operation = Operation::Grant { reference: reference.clone(), cause, leg };
-                match self.decide_operation(request.at, &operation) {
-                    Decision::Applied => Outcome::Done,
-                    _ => Outcome::OutOfRange,
-                }
-            }
+            Action::Transfer(transfer) if suspended && !transfer.takes.is_empty() => Outcome::Suspended,
+            Action::Transfer(transfer) => self.transfer_once(request, transfer),
         }
     }
 
@@ -158,6 +152,7 @@ impl Working {
                 let operation = Operation::Void { id: id.clone(), late: true };
                 (id.as_str(), self.end_hold(request, id, None, &operation))
             }
+            Undone::Transfer(transfer) => return self.take_back(request, transfer),
         };
         if matches!(outcome, Outcome::Done | Outcome::Hold(_)) {
             // For a hold that was no cast's this finds no row.
@@ -176,18 +171,22 @@ impl Working {
             Decision::Refused(full) => {
                 self.refusal(&full, spending).map_or(Outcome::OutOfRange, Outcome::Refused)
             }
-            Decision::EndedOtherwise(_) | Decision::Nothing | Decision::OutOfRange => Outcome::OutOfRange,
+            _ => Outcome::OutOfRange,
         }
     }
 
     /// Why there is no room on the balance `full`, which only what has a limit can say.
     fn refusal(&self, full: &BalanceId, spending: &Spending) -> Option<Refusal> {
         let limit = match self.subjects.get(full)? {
-            Subject::Spend { .. } => return None,
             Subject::Window { budget, window } => {
                 Limit::Budget { scope: budget.scope.clone(), period: budget.period, resets_at: window.end }
             }
             Subject::Credits { .. } => Limit::Credits,
+            // The first has no limit, and the others nothing is spent from but by transfers.
+            Subject::Spend { .. }
+            | Subject::Tokens { .. }
+            | Subject::Quota { .. }
+            | Subject::Credited { .. } => return None,
         };
         let balance = self.books.balances.get(full)?;
         Some(Refusal {
@@ -231,11 +230,11 @@ impl Working {
             Decision::Repeated => Outcome::Hold(hold),
             Decision::EndedOtherwise(state) => Outcome::EndedOtherwise(HoldRow { state, ..hold }),
             Decision::Nothing => Outcome::NoHold,
-            Decision::OutOfRange | Decision::Refused(_) => Outcome::OutOfRange,
+            _ => Outcome::OutOfRange,
         }
     }
 
-    fn decide_operation(&mut self, at: Time, operation: &Operation) -> Decision {
+    pub(super) fn decide_operation(&mut self, at: Time, operation: &Operation) -> Decision {
         let mut entries = Vec::new();
         let decision = decide(&mut self.books, operation, at, &mut entries);
         for entry in &entries {

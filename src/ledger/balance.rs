@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use crate::{
     clock::Time,
     id::{AccountId, BudgetId, KeyId},
-    window,
+    window::{self, Period},
 };
 
 /// A balance's id is its natural key, so that two replicas that make it at once make the same one.
@@ -26,6 +26,23 @@ impl BalanceId {
     /// The prepaid credits of `account`, in nano-dollars.
     pub fn credits(account: &AccountId) -> BalanceId {
         BalanceId(format!("credits/{account}").into())
+    }
+
+    /// The tokens of `model` that `account` has, in tokens.
+    pub fn tokens(account: &AccountId, model: &str) -> BalanceId {
+        BalanceId(format!("tokens/{account}/{model}").into())
+    }
+
+    /// What `plan` allows `account` of an action, in units, in the window of its period that begins at
+    /// `start`.
+    pub fn quota(account: &AccountId, plan: &str, period: Period, start: Time, action: &str) -> BalanceId {
+        let period = period.as_str();
+        BalanceId(format!("quota/{account}/{plan}/{period}/{}/{action}", start.0).into())
+    }
+
+    /// The units of an action that `account` bought.
+    pub fn credited(account: &AccountId, action: &str) -> BalanceId {
+        BalanceId(format!("credited/{account}/{action}").into())
     }
 
     pub fn as_str(&self) -> &str {
@@ -61,12 +78,17 @@ pub struct Balance {
 }
 
 impl Balance {
+    /// What is left; less than nothing where more was spent or held than is granted now. `None`: there
+    /// is no bound.
+    pub fn available(&self) -> Option<i128> {
+        let taken = i128::from(self.posted) + i128::from(self.pending);
+        self.granted.map(|granted| i128::from(granted) - taken)
+    }
+
     /// Whether `amount` more fits. What costs nothing always does, also where a lowered limit
     /// leaves less than nothing.
     pub fn has_room_for(&self, amount: i64) -> bool {
-        let Some(granted) = self.granted else { return true };
-        let taken = i128::from(self.posted) + i128::from(self.pending);
-        amount == 0 || taken + i128::from(amount) <= i128::from(granted)
+        amount == 0 || self.available().is_none_or(|room| i128::from(amount) <= room)
     }
 }
 

@@ -54,9 +54,32 @@ pub enum Operation {
     Extend { id: HoldId, expires_at: Time },
     /// Undoes a charge that was booked but never answered.
     Reverse { reference: String, legs: Vec<Leg> },
-    /// Raises what is granted on a balance; a negative amount takes back, also what is spent already.
-    /// `available` then falls below nothing, and nothing has room until as much is granted again.
-    Grant { reference: String, cause: &'static str, leg: Leg },
+    /// Grants on balances, then takes from balances, then sees that no group of them holds too much.
+    Transfer { reference: String, grants: Vec<Grant>, takes: Vec<Take>, caps: Vec<Cap> },
+}
+
+/// Raises what is granted on a balance; a negative amount takes back, also what is spent already.
+/// `available` then falls below nothing, and nothing has room until as much is granted again.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    pub cause: &'static str,
+    pub leg: Leg,
+}
+
+/// Spends an amount from several balances in turn, from each as far as it goes; a negative amount gives
+/// back what was spent from the first.
+#[derive(Clone, Debug)]
+pub struct Take {
+    pub cause: &'static str,
+    pub from: Vec<BalanceId>,
+    pub amount: i64,
+}
+
+/// The most that may be available on some balances together.
+#[derive(Clone, Debug)]
+pub struct Cap {
+    pub over: Vec<BalanceId>,
+    pub most: i64,
 }
 
 /// What came of an operation.
@@ -67,6 +90,10 @@ pub enum Decision {
     Repeated,
     /// This balance has no room. Nothing changed.
     Refused(BalanceId),
+    /// The transfer's take of this position finds too little. Nothing changed.
+    Short(usize),
+    /// The transfer's cap of this position would be passed. Nothing changed.
+    Capped(usize),
     /// The hold had ended in another way. Nothing changed.
     EndedOtherwise(HoldState),
     /// There is no such hold, or (on expiry) it is not due. Nothing changed.
@@ -162,16 +189,82 @@ pub fn decide(books: &mut Books, operation: &Operation, now: Time, entries: &mut
                 legs.iter().map(|leg| Leg { balance: leg.balance.clone(), amount: -leg.amount }).collect();
             book(books, entries, reference, "reversal", &back, -1)
         }
-        Operation::Grant { reference, cause, leg } => {
-            let Some(changed) = moved(books, std::slice::from_ref(leg), |balance, amount| {
-                balance.granted = Some(balance.granted.unwrap_or(0).checked_add(amount)?);
-                Some(())
-            }) else {
-                return Decision::OutOfRange;
-            };
-            add_lines(entries, reference, cause, &changed, std::slice::from_ref(leg));
-            books.balances.extend(changed);
-            Decision::Applied
+        Operation::Transfer { reference, grants, takes, caps } => {
+            let mut transfer = Scratch { books, reference, changed: HashMap::new(), lines: Vec::new() };
+            match transfer.run(grants, takes, caps) {
+                Err(decision) => decision,
+                Ok(()) => {
+                    let Scratch { changed, lines, .. } = transfer;
+                    books.balances.extend(changed);
+                    entries.extend(lines);
+                    Decision::Applied
+                }
+            }
+        }
+    }
+}
+
+/// A transfer under way: what it changed so far, beside books that nothing changes in yet.
+struct Scratch<'a> {
+    books: &'a Books,
+    reference: &'a str,
+    changed: HashMap<BalanceId, Balance>,
+    lines: Vec<Entry>,
+}
+
+impl Scratch<'_> {
+    fn run(&mut self, grants: &[Grant], takes: &[Take], caps: &[Cap]) -> Result<(), Decision> {
+        for Grant { cause, leg } in grants {
+            let balance = self.balance(&leg.balance);
+            let granted = balance.granted.unwrap_or(0).checked_add(leg.amount);
+            balance.granted = Some(granted.ok_or(Decision::OutOfRange)?);
+            self.note(cause, &leg.balance, leg.amount);
+        }
+        for (position, take) in takes.iter().enumerate() {
+            self.take(take)?.then_some(()).ok_or(Decision::Short(position))?;
+        }
+        for (position, Cap { over, most }) in caps.iter().enumerate() {
+            let held: i128 = over.iter().filter_map(|id| self.balance(id).available()).sum();
+            if held > i128::from(*most) {
+                return Err(Decision::Capped(position));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there was enough.
+    fn take(&mut self, take: &Take) -> Result<bool, Decision> {
+        let Take { cause, from, amount } = take;
+        let mut left = *amount;
+        for id in from {
+            let balance = self.balance(id);
+            let room = balance.available().map_or(left, |room| room.clamp(0, i128::from(left.max(0))) as i64);
+            let part = if left < 0 { left } else { room };
+            balance.posted = balance.posted.checked_add(part).ok_or(Decision::OutOfRange)?;
+            self.note(cause, id, part);
+            left -= part;
+        }
+        Ok(left == 0)
+    }
+
+    fn balance(&mut self, id: &BalanceId) -> &mut Balance {
+        let books = self.books;
+        self.changed.entry(id.clone()).or_insert_with(|| books.balances.get(id).cloned().unwrap_or_default())
+    }
+
+    /// Adds to the line of that cause and balance: a reference has one of each.
+    fn note(&mut self, cause: &'static str, id: &BalanceId, amount: i64) {
+        if amount == 0 || !self.balance(id).journaled {
+            return;
+        }
+        let same = |line: &&mut Entry| line.cause == cause && line.balance == *id;
+        match self.lines.iter_mut().find(same) {
+            // What did not fit the balance's total has been refused before.
+            Some(line) => line.amount = line.amount.saturating_add(amount),
+            None => {
+                let reference = self.reference.to_owned();
+                self.lines.push(Entry { reference, cause, balance: id.clone(), amount });
+            }
         }
     }
 }
@@ -281,9 +374,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const BALANCES: [&str; 4] = ["spend", "tight", "wide", "prepaid"];
-    const LIMITS: [Option<i64>; 4] = [None, Some(20), Some(50), Some(0)];
-    const JOURNALED: [bool; 4] = [true, false, false, true];
+    const BALANCES: [&str; 6] = ["spend", "tight", "wide", "prepaid", "spare", "bought"];
+    const LIMITS: [Option<i64>; 6] = [None, Some(20), Some(50), Some(0), Some(0), Some(0)];
+    const JOURNALED: [bool; 6] = [true, false, false, true, true, true];
     /// What changes `granted`; every other cause changes `posted`.
     const GRANTS: [&str; 2] = ["purchase", "refund"];
 
@@ -295,14 +388,32 @@ mod tests {
         Books { balances: balances.collect(), holds: HashMap::new() }
     }
 
+    fn balance(name: &str) -> BalanceId {
+        BalanceId::from(name.to_owned())
+    }
+
+    fn granting(name: &str, amount: i64) -> Grant {
+        Grant { cause: GRANTS[usize::from(amount < 0)], leg: Leg { balance: balance(name), amount } }
+    }
+
     fn grant(amount: i64) -> Operation {
-        let cause = GRANTS[usize::from(amount < 0)];
-        let leg = Leg { balance: BalanceId::from("prepaid".to_owned()), amount };
-        Operation::Grant { reference: "some".to_owned(), cause, leg }
+        let grants = vec![granting("prepaid", amount)];
+        Operation::Transfer { reference: "some".to_owned(), grants, takes: Vec::new(), caps: Vec::new() }
+    }
+
+    /// Takes from `prepaid`, then from `spare`; grants as much on `bought`, which may hold 25.
+    fn convert(from: &[&str], amount: i64, granted: i64) -> Operation {
+        Operation::Transfer {
+            reference: "some".to_owned(),
+            grants: vec![granting("bought", granted)],
+            takes: vec![Take { cause: "taken", from: from.iter().map(|id| balance(id)).collect(), amount }],
+            caps: vec![Cap { over: vec![balance("bought"), balance("spare")], most: 25 }],
+        }
     }
 
     fn legs(mask: u8, amount: i64) -> Vec<Leg> {
-        let chosen = BALANCES.iter().enumerate().filter(|(at, _)| *at == 0 || mask & (1 << at) != 0);
+        let spendable = BALANCES.iter().take(4).enumerate();
+        let chosen = spendable.filter(|(at, _)| *at == 0 || mask & (1 << at) != 0);
         chosen.map(|(_, id)| Leg { balance: BalanceId::from((*id).to_owned()), amount }).collect()
     }
 
@@ -325,6 +436,17 @@ mod tests {
             (id.clone(), any::<bool>()).prop_map(|(id, late)| Operation::Void { id, late }),
             (id.clone(), any::<bool>()).prop_map(|(id, charge)| Operation::Expire { id, charge }),
             (-12i64..30).prop_map(grant),
+            (prop::sample::subsequence(vec!["prepaid", "spare", "bought"], 0..=3), -4i64..12, -3i64..12)
+                .prop_map(|(from, amount, granted)| {
+                    let nobody_to_give_back_to = from.is_empty();
+                    convert(&from, if nobody_to_give_back_to { amount.abs() } else { amount }, granted)
+                }),
+            (0i64..9).prop_map(|amount| Operation::Transfer {
+                reference: "some".to_owned(),
+                grants: vec![granting("spare", amount)],
+                takes: Vec::new(),
+                caps: Vec::new(),
+            }),
             (id, 1i64..90).prop_map(|(id, until)| Operation::Extend { id, expires_at: Time(until) }),
         ];
         (operation, 0i64..3)
@@ -348,7 +470,7 @@ mod tests {
             let mut now = 0;
             let mut excess: HashMap<BalanceId, i64> = HashMap::new();
             // What was taken back while it was spent or held already.
-            let mut owed = 0;
+            let mut owed: HashMap<BalanceId, i64> = HashMap::new();
             for (operation, later) in operations {
                 now += later;
                 let before = books.clone();
@@ -366,10 +488,40 @@ mod tests {
                         *excess.entry(leg.balance.clone()).or_default() += (amount - held).max(0);
                     }
                 }
-                if let Operation::Grant { leg, .. } = &operation {
-                    let balance = &books.balances[&leg.balance];
-                    let passed = balance.posted + balance.pending - balance.granted.unwrap();
-                    owed = if leg.amount < 0 { owed.max(passed) } else { owed };
+                if let Operation::Transfer { grants, takes, caps, .. } = &operation {
+                    for Grant { leg, .. } in grants.iter().filter(|grant| grant.leg.amount < 0) {
+                        let balance = &books.balances[&leg.balance];
+                        let passed = balance.posted + balance.pending - balance.granted.unwrap();
+                        let owed = owed.entry(leg.balance.clone()).or_default();
+                        *owed = passed.max(*owed);
+                    }
+                    let available = |id: &BalanceId| books.balances[id].available().unwrap() as i64;
+                    match &decision {
+                        Decision::Applied => {
+                            for cap in caps {
+                                prop_assert!(cap.over.iter().map(available).sum::<i64>() <= cap.most);
+                            }
+                            for Take { from, amount, .. } in takes {
+                                let moved = |id: &BalanceId| books.balances[id].posted - before.balances[id].posted;
+                                prop_assert_eq!(from.iter().map(moved).sum::<i64>(), *amount);
+                                // What a later one gave, an earlier one did not have.
+                                for (n, id) in from.iter().enumerate() {
+                                    let later = from[n + 1..].iter().any(|later| moved(later) > 0);
+                                    prop_assert!(!later || available(id) <= 0, "{id} had some left");
+                                }
+                            }
+                        }
+                        Decision::Short(at) => {
+                            let granted = |id: &BalanceId| {
+                                let to = grants.iter().filter(|grant| grant.leg.balance == *id);
+                                to.map(|grant| grant.leg.amount).sum::<i64>()
+                            };
+                            let had = takes[*at].from.iter().map(|id| (available(id) + granted(id)).max(0));
+                            prop_assert!(had.sum::<i64>() < takes[*at].amount, "refused while there was enough");
+                        }
+                        Decision::Capped(_) => {}
+                        other => prop_assert!(false, "{other:?}"),
+                    }
                 }
                 if let Decision::Refused(full) = &decision {
                     let balance = &books.balances[full];
@@ -384,7 +536,7 @@ mod tests {
                 for (id, balance) in &books.balances {
                     prop_assert_eq!(balance.pending, open_on(&books, id));
                     if let Some(granted) = balance.granted {
-                        let owed = if id.as_str() == "prepaid" { owed } else { 0 };
+                        let owed = owed.get(id).copied().unwrap_or(0);
                         let allowed = granted + excess.get(id).copied().unwrap_or(0) + owed;
                         prop_assert!(balance.posted + balance.pending <= allowed, "{id}: {balance:?}");
                     }
@@ -482,6 +634,40 @@ mod tests {
         assert_eq!(run(&grant(1)), Decision::Applied);
         assert_eq!(run(&charge(1)), Decision::Applied);
         assert_eq!(run(&grant(i64::MAX)), Decision::OutOfRange);
+    }
+
+    #[test]
+    fn a_transfer_takes_from_each_in_turn_and_all_or_nothing() {
+        let (mut books, mut entries) = (books(), Vec::new());
+        let mut run = |operation: &Operation| {
+            let decision = decide(&mut books, operation, Time(0), &mut entries);
+            let posted = |name| books.balances[&balance(name)].posted;
+            (
+                decision,
+                posted("prepaid"),
+                posted("spare"),
+                books.balances[&balance("bought")].granted.unwrap(),
+            )
+        };
+        run(&grant(10));
+        let both = ["prepaid", "spare"];
+        let fill = vec![granting("spare", 5)];
+        let (reference, takes, caps) = ("fill".to_owned(), Vec::new(), Vec::new());
+        run(&Operation::Transfer { reference, grants: fill, takes, caps });
+        assert_eq!(run(&convert(&both, 16, 1)), (Decision::Short(0), 0, 0, 0));
+        assert_eq!(
+            run(&convert(&both, 12, 23)),
+            (Decision::Capped(0), 0, 0, 0),
+            "23 and the 3 that are left"
+        );
+        assert_eq!(run(&convert(&both, 12, 22)), (Decision::Applied, 10, 2, 22));
+        assert_eq!(run(&convert(&both, 0, 0)), (Decision::Applied, 10, 2, 22));
+        assert_eq!(run(&convert(&["spare"], -2, 0)), (Decision::Capped(0), 10, 2, 22), "27 would be there");
+        assert_eq!(run(&convert(&["prepaid"], -2, 0)), (Decision::Applied, 8, 2, 22));
+        assert_eq!(run(&convert(&[], 1, 0)), (Decision::Short(0), 8, 2, 22));
+        assert_eq!(run(&convert(&both, 1, i64::MAX)), (Decision::OutOfRange, 8, 2, 22));
+        let taken: i64 = entries.iter().filter(|line| line.cause == "taken").map(|line| line.amount).sum();
+        assert_eq!(taken, 10);
     }
 
     #[test]

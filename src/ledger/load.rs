@@ -2,7 +2,8 @@
 //!
 //! Spend is kept per (account, key, spell, day) in `spend` balances, with a ledger line for each
 //! change. A budget's window is the sum of the spend it covers; it is summed up once, when the
-//! first cast meets it, and moves along from then on. Prepaid credits are one balance of an account.
+//! first cast meets it, and moves along from then on. Prepaid credits, a model's tokens and bought units
+//! are a balance each; so is what a plan allows in a window, which begins with the first use of it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -11,7 +12,8 @@ use super::{
     decide::{Books, Hold},
     hold::{HoldRow, StoredHold, hold_columns},
     idempotency::{self, KnownKey},
-    request::{Action, NewHold, Request, Spending, Undone},
+    reference::References,
+    request::{Action, Fund, NewHold, Once, PlanStanding, Request, Spending, Undone},
     write::Writes,
 };
 use crate::{
@@ -19,6 +21,7 @@ use crate::{
     clock::Time,
     id::{AccountId, HoldId, KeyId},
     money::{Nanos, sum_of_halves},
+    quota::{self, PlanOf},
     store::{Rows, StoreError, Tx, Value, binds, statements},
     window::{self, Window},
 };
@@ -32,6 +35,9 @@ statements! {
     BALANCES = "
         SELECT id, granted, posted, pending, calls FROM balances
         WHERE id IN (SELECT given.value ->> 0 FROM {rows})";
+    LAST_RECORDS = "
+        SELECT account_id, MAX(id) FROM wallet_transactions
+        WHERE account_id IN (SELECT given.value ->> 0 FROM {rows}) GROUP BY account_id";
     SPENT_IN_WINDOW = "
         SELECT CAST(COALESCE(SUM(posted / 1000000000), 0) AS BIGINT),
                CAST(COALESCE(SUM(posted % 1000000000), 0) AS BIGINT),
@@ -72,21 +78,51 @@ pub async fn spent_in_window(
 /// What a balance is of, for the row that holds it and for the refusal that names it.
 #[derive(Clone)]
 pub(super) enum Subject {
-    Spend { account: AccountId, key: KeyId, spell: String, day: Time },
-    Window { budget: Budget, window: Window },
-    Credits { account: AccountId },
+    Spend {
+        account: AccountId,
+        key: KeyId,
+        spell: String,
+        day: Time,
+    },
+    Window {
+        budget: Budget,
+        window: Window,
+    },
+    Credits {
+        account: AccountId,
+    },
+    Tokens {
+        account: AccountId,
+        model: String,
+    },
+    /// What a plan allows of an action in a window: `units`, which are granted when it is first used.
+    Quota {
+        account: AccountId,
+        action: String,
+        start: Time,
+        units: i64,
+    },
+    Credited {
+        account: AccountId,
+        action: String,
+    },
 }
 
 /// The part of the books that a batch touches, and what it will write back.
 pub(super) struct Working {
     pub suspended: HashMap<AccountId, bool>,
     budgets: HashMap<AccountId, Vec<Budget>>,
+    plans: HashMap<AccountId, PlanOf>,
     pub subjects: BTreeMap<BalanceId, Subject>,
     /// The balances as they were loaded, to write back only those that changed.
     pub loaded: HashMap<BalanceId, Balance>,
     pub books: Books,
     pub holds: HashMap<HoldId, HoldRow>,
     pub keys: HashMap<(AccountId, String), KnownKey>,
+    /// Windows of a plan that nothing was taken from yet, and what it allows in them.
+    pub unopened: HashMap<BalanceId, i64>,
+    /// The number of the last line of an account's wallet.
+    pub last_records: HashMap<AccountId, i64>,
     pub changed_holds: BTreeSet<HoldId>,
     pub writes: Writes,
 }
@@ -125,26 +161,35 @@ struct BalanceRow {
 impl Working {
     pub async fn load(tx: &mut Tx, requests: &[&Request]) -> Result<Working, StoreError> {
         let accounts: BTreeSet<&AccountId> = requests.iter().map(|request| &request.account).collect();
+        let references = References::claim(tx, named(requests), latest(requests)).await?;
         let known: Vec<(String, bool)> =
             tx.all(&LOCK_ACCOUNTS, binds![Rows::of(accounts.iter().map(|account| account.as_str()))]).await?;
         let mut budgets: HashMap<AccountId, Vec<Budget>> = HashMap::new();
-        for budget in budget::in_force(tx, accounts).await? {
-            budgets.entry(budget.account.clone()).or_default().push(budget);
+        if requests.iter().any(|request| !matches!(request.action, Action::Transfer(_))) {
+            for budget in budget::in_force(tx, accounts).await? {
+                budgets.entry(budget.account.clone()).or_default().push(budget);
+            }
         }
+        let on_plans = requests.iter().filter(|request| request.action.asks_for_a_plan());
+        let on_plans: BTreeSet<&AccountId> = on_plans.map(|request| &request.account).collect();
         let mut working = Working {
             suspended: known.into_iter().map(|(id, suspended)| (id.into(), suspended)).collect(),
             budgets,
+            plans: quota::plans_of(tx, on_plans, latest(requests)).await?,
             subjects: BTreeMap::new(),
             loaded: HashMap::new(),
             books: Books::default(),
             holds: HashMap::new(),
             keys: HashMap::new(),
+            unopened: HashMap::new(),
+            last_records: HashMap::new(),
             changed_holds: BTreeSet::new(),
-            writes: Writes::default(),
+            writes: Writes::with(references),
         };
         working.load_holds(tx, requests).await?;
         working.load_balances(tx, requests).await?;
         working.load_keys(tx, requests).await?;
+        working.load_records(tx, requests).await?;
         Ok(working)
     }
 
@@ -156,7 +201,7 @@ impl Working {
             | Action::Undo { undone: Undone::Hold { id: hold }, .. }
             | Action::Extend { hold, .. } => Some(hold.as_str()),
             Action::Probe(_) | Action::Charge { .. } | Action::Hold(_) => None,
-            Action::Undo { .. } | Action::Grant { .. } => None,
+            Action::Undo { .. } | Action::Transfer(_) => None,
         }));
         if named.is_empty() {
             return Ok(());
@@ -178,7 +223,11 @@ impl Working {
                 Action::Undo { undone: Undone::Charge { spending, .. }, .. } => {
                     self.name_balances(Counted::of(request, spending));
                 }
-                Action::Grant { .. } => drop(self.name_credits(&request.account)),
+                Action::Transfer(transfer) | Action::Undo { undone: Undone::Transfer(transfer), .. } => {
+                    for fund in transfer.funds() {
+                        self.name_fund(request, fund);
+                    }
+                }
                 Action::Post { hold, .. }
                 | Action::Void { hold, .. }
                 | Action::Expire { hold, .. }
@@ -199,13 +248,22 @@ impl Working {
             let balance = match (&subject, row) {
                 (Subject::Spend { .. }, Some(row)) => row.into_balance(None, true),
                 (Subject::Spend { .. }, None) => Balance { journaled: true, ..Balance::default() },
-                (Subject::Credits { .. }, Some(row)) => {
-                    let granted = row.granted.unwrap_or(0);
-                    row.into_balance(Some(granted), true)
-                }
-                (Subject::Credits { .. }, None) => {
-                    Balance { granted: Some(0), journaled: true, ..Balance::default() }
-                }
+                (
+                    Subject::Credits { .. }
+                    | Subject::Tokens { .. }
+                    | Subject::Quota { .. }
+                    | Subject::Credited { .. },
+                    row,
+                ) => match row {
+                    Some(row) => {
+                        let granted = row.granted.unwrap_or(0);
+                        row.into_balance(Some(granted), true)
+                    }
+                    None => {
+                        self.unopened.extend(subject.opening(&id));
+                        Balance { granted: Some(0), journaled: true, ..Balance::default() }
+                    }
+                },
                 (Subject::Window { budget, .. }, Some(row)) => {
                     row.into_balance(budget.limits.hard.map(|limit| limit.0), false)
                 }
@@ -250,6 +308,18 @@ impl Working {
         Ok(())
     }
 
+    async fn load_records(&mut self, tx: &mut Tx, requests: &[&Request]) -> Result<(), StoreError> {
+        let recorded = requests.iter().filter(
+            |request| matches!(&request.action, Action::Transfer(transfer) if !transfer.records.is_empty()),
+        );
+        let accounts: BTreeSet<&str> = recorded.map(|request| request.account.as_str()).collect();
+        if !accounts.is_empty() {
+            let last: Vec<(String, i64)> = tx.all(&LAST_RECORDS, binds![Rows::of(accounts)]).await?;
+            self.last_records = last.into_iter().map(|(account, id)| (account.into(), id)).collect();
+        }
+        Ok(())
+    }
+
     /// The balances that this counts on: its spend first, then every window that covers it, then the
     /// credits that pay for it.
     fn name_balances(&mut self, counted: Counted) -> Vec<BalanceId> {
@@ -284,6 +354,40 @@ impl Working {
         id
     }
 
+    /// The balance of a fund. `None`: the account has no plan to allow it.
+    pub fn fund(&self, request: &Request, fund: &Fund) -> Option<(BalanceId, Subject)> {
+        let account = request.account.clone();
+        Some(match fund {
+            Fund::Credits => (BalanceId::credits(&account), Subject::Credits { account }),
+            Fund::Tokens(model) => {
+                (BalanceId::tokens(&account, model), Subject::Tokens { account, model: model.clone() })
+            }
+            Fund::Credited(action) => {
+                (BalanceId::credited(&account, action), Subject::Credited { account, action: action.clone() })
+            }
+            Fund::Plan(action) => {
+                let plan = self.plans.get(&account)?;
+                let (terms, window) = plan.in_force(request.at)?;
+                let id = BalanceId::quota(&account, &plan.code, terms.period, window.start, action);
+                let units = terms.limits.get(action).copied().unwrap_or(0);
+                (id, Subject::Quota { account, action: action.clone(), start: window.start, units })
+            }
+        })
+    }
+
+    fn name_fund(&mut self, request: &Request, fund: &Fund) {
+        if let Some((id, subject)) = self.fund(request, fund) {
+            self.subjects.entry(id).or_insert(subject);
+        }
+    }
+
+    /// How the request's account is on its plan.
+    pub fn plan_standing(&self, request: &Request) -> Option<PlanStanding> {
+        let plan = self.plans.get(&request.account)?;
+        let (_, window) = plan.in_force(request.at)?;
+        Some(PlanStanding { code: plan.code.clone(), resets_at: window.end.map_or(i64::MAX, |end| end.0) })
+    }
+
     /// `amount` on each loaded balance that this counts on, in the order of [`Working::name_balances`].
     fn legs(&self, counted: Counted, amount: Nanos) -> Vec<Leg> {
         let Counted { account, key, spell, at, from_credits } = counted;
@@ -303,6 +407,18 @@ impl Working {
     }
 }
 
+/// The names that requests come with.
+fn named<'a>(requests: &'a [&Request]) -> impl Iterator<Item = (&'a AccountId, &'a Once)> {
+    requests.iter().filter_map(|request| match &request.action {
+        Action::Transfer(transfer) => Some((&request.account, transfer.once.as_ref()?)),
+        _ => None,
+    })
+}
+
+fn latest(requests: &[&Request]) -> Time {
+    requests.iter().map(|request| request.at).max().unwrap_or_default()
+}
+
 impl BalanceRow {
     fn into_balance(self, granted: Option<i64>, journaled: bool) -> Balance {
         Balance { granted, posted: self.posted, pending: self.pending, calls: self.calls, journaled }
@@ -310,18 +426,44 @@ impl BalanceRow {
 }
 
 impl Subject {
+    /// What a window grants when it is first used.
+    fn opening(&self, id: &BalanceId) -> Option<(BalanceId, i64)> {
+        match self {
+            Subject::Quota { units, .. } => Some((id.clone(), *units)),
+            _ => None,
+        }
+    }
+
     /// The balance's row.
     pub fn row(&self, id: &BalanceId, balance: &Balance) -> Vec<Value> {
-        let (account, kind, key, spell, budget, starts_at, granted) = match self {
-            Subject::Spend { account, key, spell, day } => {
-                (account, "spend", Some(key.as_str()), Some(spell.as_str()), None, Some(*day), None)
+        let Balance { granted, posted, pending, calls, .. } = *balance;
+        let (mut key, mut spell, mut budget, mut unit, mut starts_at) = (None, None, None, None, None);
+        let (account, kind) = match self {
+            Subject::Spend { account, key: by, spell: on, day } => {
+                (key, spell, starts_at) = (Some(by.as_str()), Some(on.as_str()), Some(*day));
+                (account, "spend")
             }
-            Subject::Window { budget, window } => {
-                (&budget.account, "window", None, None, Some(budget.id.as_str()), Some(window.start), None)
+            Subject::Window { budget: of, window } => {
+                (budget, starts_at) = (Some(of.id.as_str()), Some(window.start));
+                (&of.account, "window")
             }
-            Subject::Credits { account } => (account, "credits", None, None, None, None, balance.granted),
+            Subject::Credits { account } => (account, "credits"),
+            Subject::Tokens { account, model } => {
+                unit = Some(model.as_str());
+                (account, "tokens")
+            }
+            Subject::Quota { account, action, start, .. } => {
+                (unit, starts_at) = (Some(action.as_str()), Some(*start));
+                (account, "quota")
+            }
+            Subject::Credited { account, action } => {
+                unit = Some(action.as_str());
+                (account, "credited")
+            }
         };
-        let Balance { posted, pending, calls, .. } = *balance;
-        binds![id.as_str(), account, kind, key, spell, budget, starts_at, granted, posted, pending, calls]
+        // A budget's limit is read from the budget.
+        let granted = if kind == "window" { None } else { granted };
+        let id = id.as_str();
+        binds![id, account, kind, key, spell, budget, unit, starts_at, granted, posted, pending, calls]
     }
 }

@@ -10,10 +10,12 @@ mod decide;
 pub mod hold;
 pub mod idempotency;
 mod load;
+pub mod reference;
 mod request;
 pub mod sweeper;
 #[cfg(test)]
 mod tests;
+mod transfer;
 pub mod usage;
 mod write;
 pub mod writer;
@@ -24,6 +26,7 @@ pub use decide::HoldState;
 pub use hold::HoldRow;
 pub use load::{Spent, spent_in_window};
 pub use request::{
-    Action, Answer, HeldFor, Keyed, Limit, NewHold, OnLost, Outcome, Refusal, Request, Spending,
+    Action, Answer, CapOver, Fund, GrantTo, HeldFor, Keyed, Limit, NewHold, OnLost, Once, Outcome,
+    PlanStanding, Record, Refusal, Request, Short, Shortage, Spending, Standing, TakeFrom, Transfer,
 };
 pub use writer::{Ledger, LedgerError};

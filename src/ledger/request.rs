@@ -1,5 +1,7 @@
 //! What is asked of the ledger, and what it answers.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     budget::Scope,
     clock::Time,
@@ -39,14 +41,119 @@ pub enum Action {
     /// Undoes what was booked for a caller who had been told that nothing was, and forgets the
     /// answer that was kept for its idempotency key.
     Undo { undone: Undone, keyed: Option<Keyed> },
-    /// Grants prepaid credits worth `amount`, or takes back what a negative one says.
-    Grant { reference: String, cause: &'static str, amount: Nanos },
+    /// Grants on some of what the account has and takes from other, all of it or nothing.
+    Transfer(Transfer),
+}
+
+/// What an account has, apart from what it may spend.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Fund {
+    /// Prepaid credits, in nano-dollars.
+    Credits,
+    /// Tokens of a model.
+    Tokens(String),
+    /// Units of an action that its plan allows in the window in which the request is made.
+    Plan(String),
+    /// Units of an action that it bought.
+    Credited(String),
+}
+
+/// What is granted, what is taken, and what may not be passed; in the words of
+/// [`super::decide::Operation::Transfer`].
+#[derive(Clone, Debug, Default)]
+pub struct Transfer {
+    /// Names its lines in the ledger.
+    pub reference: String,
+    pub grants: Vec<GrantTo>,
+    pub takes: Vec<TakeFrom>,
+    pub caps: Vec<CapOver>,
+    /// What the wallet's owner is told of it later.
+    pub records: Vec<Record>,
+    /// Whose balances the answer tells.
+    pub tell: Vec<Fund>,
+    pub once: Option<Once>,
+}
+
+#[derive(Clone, Debug)]
+pub struct GrantTo {
+    pub cause: &'static str,
+    pub to: Fund,
+    pub amount: i64,
+}
+
+#[derive(Clone, Debug)]
+pub struct TakeFrom {
+    pub cause: &'static str,
+    /// In this order, from each as far as it goes.
+    pub from: Vec<Fund>,
+    pub amount: i64,
+}
+
+#[derive(Clone, Debug)]
+pub struct CapOver {
+    pub over: Vec<Fund>,
+    pub most: i64,
+}
+
+/// A line of a wallet's transactions.
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub kind: &'static str,
+    pub amount: i64,
+    pub model: Option<String>,
+}
+
+/// A name that others gave an effect: it is done once, and told from another by its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Once {
+    pub id: String,
+    pub content: String,
+}
+
+/// How an account stands after a transfer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Where a fund of its plan was asked for.
+    pub plan: Option<PlanStanding>,
+    /// What is left of each fund that was to be told: never less than nothing.
+    pub left: Vec<(Fund, i64)>,
+}
+
+impl Standing {
+    /// What is left of some of the funds that were to be told, together.
+    pub fn left_of(&self, funds: &[Fund]) -> i64 {
+        let left = self.left.iter().filter(|(fund, _)| funds.contains(fund));
+        left.fold(0, |sum, (_, left)| sum.saturating_add(*left))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanStanding {
+    pub code: String,
+    /// When its window ends, in milliseconds since 1970.
+    pub resets_at: i64,
+}
+
+/// Why a transfer was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    pub what: Short,
+    pub standing: Standing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Short {
+    /// The take of this position finds only so much.
+    Take { position: usize, available: i64 },
+    /// Of the cap of this position so much is held already.
+    Cap { position: usize, held: i64 },
 }
 
 #[derive(Clone, Debug)]
 pub enum Undone {
     Charge { cast: CastId, spending: Spending },
     Hold { id: HoldId },
+    Transfer(Transfer),
 }
 
 #[derive(Clone, Debug)]
@@ -100,13 +207,20 @@ pub struct Answer {
     pub body: String,
 }
 
-/// What came of a [`Request`]. All but `Done` and `Hold` changed nothing.
+/// What came of a [`Request`]. All but `Done`, `Hold` and `Moved` changed nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Done,
     /// The hold as it is now, whether this request or an equal one before ended it.
     Hold(HoldRow),
     Refused(Refusal),
+    /// The transfer was made, and this is how the account stands.
+    Moved(Standing),
+    /// The transfer's name came with the same content before: how the account stood then.
+    Repeated(Standing),
+    /// The transfer's name came with other content before.
+    NameReused,
+    Short(Shortage),
     Suspended,
     NoAccount,
     NoHold,

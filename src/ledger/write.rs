@@ -3,6 +3,7 @@
 use super::{
     decide::Entry,
     hold::HoldRow,
+    reference::References,
     request::{HeldFor, OnLost},
 };
 use crate::{
@@ -14,12 +15,13 @@ use crate::{
 statements! {
     // What nearly every batch writes, in one go.
     WRITE_BOOKS = "
-        INSERT INTO balances (id, account_id, kind, key_id, spell, budget_id, starts_at,
+        INSERT INTO balances (id, account_id, kind, key_id, spell, budget_id, unit, starts_at,
                               granted, posted, pending, calls)
         SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3,
-               given.value ->> 4, given.value ->> 5, CAST(given.value ->> 6 AS BIGINT),
+               given.value ->> 4, given.value ->> 5, given.value ->> 6,
                CAST(given.value ->> 7 AS BIGINT), CAST(given.value ->> 8 AS BIGINT),
-               CAST(given.value ->> 9 AS BIGINT), CAST(given.value ->> 10 AS BIGINT)
+               CAST(given.value ->> 9 AS BIGINT), CAST(given.value ->> 10 AS BIGINT),
+               CAST(given.value ->> 11 AS BIGINT)
         FROM {rows} WHERE true
         ON CONFLICT (id) DO UPDATE SET
             granted = excluded.granted, posted = excluded.posted, pending = excluded.pending,
@@ -68,6 +70,15 @@ statements! {
         UPDATE idempotency_keys
         SET status = CAST(given.value ->> 1 AS BIGINT), answer = given.value ->> 2
         FROM {rows} WHERE hold_id = given.value ->> 0 AND status IS NULL";
+    ADD_RECORDS = "
+        INSERT INTO wallet_transactions (account_id, id, type, amount, model_id, reference, created_at)
+        SELECT given.value ->> 0, CAST(given.value ->> 1 AS BIGINT), given.value ->> 2,
+               CAST(given.value ->> 3 AS BIGINT), given.value ->> 4, given.value ->> 5,
+               CAST(given.value ->> 6 AS BIGINT)
+        FROM {rows}";
+    DROP_RECORDS = "
+        DELETE FROM wallet_transactions
+        WHERE (account_id, reference) IN (SELECT given.value ->> 0, given.value ->> 1 FROM {rows})";
     DROP_KEYS_OF_HOLDS = "
         DELETE FROM idempotency_keys
         WHERE status IS NULL AND hold_id IN (SELECT given.value ->> 0 FROM {rows})";
@@ -84,6 +95,9 @@ pub(super) struct Writes {
     pub casts: Rows,
     pub ended_casts: Rows,
     holds: Rows,
+    pub records: Rows,
+    pub dropped_records: Rows,
+    pub references: References,
     pub keys: Rows,
     pub answered_keys: Rows,
     pub keys_of_lost_holds: Rows,
@@ -94,6 +108,10 @@ pub(super) struct Writes {
 }
 
 impl Writes {
+    pub fn with(references: References) -> Writes {
+        Writes { references, ..Writes::default() }
+    }
+
     pub fn add_entry(&mut self, entry: &Entry, at: Time) {
         let Entry { reference, cause, balance, amount } = entry;
         self.entries.push(binds![reference, *cause, balance.as_str(), *amount, at]);
@@ -120,15 +138,17 @@ impl Writes {
     }
 
     /// Writes all of it, and with it the batch's id, if it has one; gives whether there was anything to
-    /// write.
+    /// write. Names that were only claimed are nothing: they are given free by rolling back.
     pub async fn write(self, tx: &mut Tx, batch: Option<(&BatchId, Time)>) -> Result<bool, StoreError> {
-        let rest: [(&Statement, Rows); 6] = [
+        let rest: [(&Statement, Rows); 8] = [
             (&END_CASTS, self.ended_casts),
             (&PUT_HOLDS, self.holds),
             (&PUT_KEYS, self.keys),
             (&ANSWER_KEYS, self.answered_keys),
             (&DROP_KEYS_OF_HOLDS, self.keys_of_lost_holds),
             (&DROP_KEYS, self.dropped_keys),
+            (&ADD_RECORDS, self.records),
+            (&DROP_RECORDS, self.dropped_records),
         ];
         let books = [&self.balances, &self.entries, &self.casts];
         if books.iter().all(|rows| rows.is_empty()) && rest.iter().all(|(_, rows)| rows.is_empty()) {
@@ -144,6 +164,7 @@ impl Writes {
                 tx.execute(statement, binds![rows]).await?;
             }
         }
+        self.references.write(tx).await?;
         Ok(true)
     }
 }

@@ -33,7 +33,7 @@ use tokio::{
 
 use super::{
     apply::{Applied, apply},
-    request::{Action, NewHold, Outcome, Request, Undone},
+    request::{Action, NewHold, Outcome, Request, Transfer, Undone},
 };
 use crate::{
     clock::Time,
@@ -328,7 +328,7 @@ impl Lane {
             if job.progress.answer() {
                 // A caller who hung up had its cast all the same.
                 let _ = job.reply.send(Ok(outcome));
-            } else if let (Outcome::Done, Some(undo)) = (outcome, undo(&job.request)) {
+            } else if let (Outcome::Done | Outcome::Moved(_), Some(undo)) = (outcome, undo(&job.request)) {
                 self.undo(undo).await;
             }
         }
@@ -364,6 +364,9 @@ fn undo(request: &Request) -> Option<Request> {
             (Undone::Hold { id: hold.id.clone() }, hold.keyed.clone())
         }
         Action::Hold(hold @ NewHold { keyed: None, .. }) => (Undone::Hold { id: hold.id.clone() }, None),
+        Action::Transfer(transfer @ Transfer { once: None, .. }) => {
+            (Undone::Transfer(transfer.clone()), None)
+        }
         _ => return None,
     };
     let action = Action::Undo { undone, keyed };

@@ -7,14 +7,8 @@ use crate::{
     identity,
     json::{self, Source},
     plan,
-    quota::{Order, Payment},
+    quota::{self, MAX_UNITS, Order, Payment},
 };
-
-/// How many characters an order's id has at most.
-const MAX_ORDER_ID: usize = 200;
-
-/// More units than anybody buys; sums of them fit their integer.
-const MAX_UNITS: i64 = 1_000_000_000_000_000;
 
 /// How many characters an amount has at most.
 const MAX_AMOUNT: usize = 40;
@@ -48,12 +42,9 @@ impl PaidOrder {
             units.ok_or_else(|| format!("`{field}` must be a whole number from 0 to {MAX_UNITS}."))
         };
         let order_id =
-            text("order_id", could_be_order, "1 to 200 characters, none of them a control character")?;
-        let user_id = text(
-            "user_id",
-            identity::could_be_user,
-            "1 to 255 bytes of text, none of them a control character",
-        )?;
+            text("order_id", quota::could_be_name, "1 to 200 bytes of text without control characters")?;
+        let user_id =
+            text("user_id", identity::could_be_user, "1 to 255 bytes of text without control characters")?;
         let plan_code = text("plan_code", plan::could_be_code, "a plan's code")?;
         let (units_chat, units_tpl) = (units("units_chat")?, units("units_tpl")?);
         let amount = decimal(&value["amount"])
@@ -67,8 +58,15 @@ impl PaidOrder {
     }
 }
 
-fn could_be_order(id: &str) -> bool {
-    (1..=MAX_ORDER_ID).contains(&id.chars().count()) && !id.chars().any(char::is_control)
+/// Whether two decimals are the same number.
+pub fn same_amount(one: &str, other: &str) -> bool {
+    fn plain(decimal: &str) -> &str {
+        match decimal.contains('.') {
+            true => decimal.trim_end_matches('0').trim_end_matches('.'),
+            false => decimal,
+        }
+    }
+    plain(one) == plain(other)
 }
 
 /// The decimal as it stands, and written out where it has an exponent, as some libraries write large
@@ -157,7 +155,7 @@ mod tests {
         for good in [
             json!({"units_chat": 0, "units_tpl": 0}),
             json!({"units_chat": 1_000_000_000_000_000_i64}),
-            json!({"order_id": "ż".repeat(200), "user_id": "auth0|株式会社"}),
+            json!({"order_id": "ż".repeat(100), "user_id": "auth0|株式会社"}),
         ] {
             assert!(order(good.clone()).is_ok(), "{good}");
         }
@@ -217,6 +215,16 @@ mod tests {
             ["1e40", "1e-41", "1e32768", "1e-99999", "1e1.5", "1ee1", "0x1", " 1", "٣", &"1".repeat(41)]
         {
             assert_eq!(decimal(&Value::from(wrong)), None, "{wrong}");
+        }
+        for (one, other, same) in [
+            ("9.9", "9.90", true),
+            ("10", "10.00", true),
+            ("10", "1", false),
+            ("10", "100", false),
+            ("0.0", "0", true),
+            ("9.90", "9.09", false),
+        ] {
+            assert_eq!((same_amount(one, other), same_amount(other, one)), (same, same), "{one} {other}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `POST /internal/billing/webhook/payment`, from the raw bytes to the books.
 //!
-//! A delivery whose signature is good is stored as it came, then credited ([`quota::credit`]), and
+//! A delivery whose signature is good is stored as it came, then credited ([`quota::credit_in`]), and
 //! marked as applied in the transaction of its effect.
 //!
 //! # Failure behavior
@@ -16,14 +16,15 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use sha2::{Digest, Sha256};
 
 use super::{
-    order::PaidOrder,
+    order::{PaidOrder, same_amount},
     signature::{Invalid, Keys},
 };
 use crate::{
+    clock::Time,
     id::AccountId,
     inbox::{self, Delivery, Inbox, Incoming, PAYMENT_IDS, Source, Verdict},
-    quota::{self, Order, Outcome, Standing},
-    store::{StoreError, Tx},
+    quota::{self, Effect, Left, Order, receipt},
+    store::{StoreError, Tx, despite_conflicts},
     telemetry::Metrics,
 };
 
@@ -42,6 +43,16 @@ pub struct Webhook {
     inbox: Inbox,
     metrics: Arc<Metrics>,
     keys: Keys,
+}
+
+/// An order that is credited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credited {
+    pub user_id: String,
+    /// What was left to the user when it was.
+    pub left: Left,
+    /// By this delivery, and not by an earlier one.
+    pub now: bool,
 }
 
 /// Why a delivery was not credited.
@@ -63,9 +74,8 @@ impl Webhook {
 
     /// Takes a delivery: `signature` is its `X-Signature`, `body` the bytes as they came. Without a
     /// signature it is believed: its sender has shown the service key.
-    ///
-    /// Gives what the order left to its user when it was credited, now or by an earlier delivery.
-    pub async fn receive(&self, signature: Option<&str>, body: &[u8]) -> Result<Standing, Rejected> {
+    /// Once this is `Ok`, the order is credited, now or by an earlier delivery.
+    pub async fn receive(&self, signature: Option<&str>, body: &[u8]) -> Result<Credited, Rejected> {
         let event = Incoming {
             id: id_of(signature, body),
             kind: KIND.to_owned(),
@@ -85,14 +95,17 @@ impl Webhook {
         let taken = self.inbox.take(Source::Payment, &event, self.apply(&event.id, body, false)).await;
         let answer = match &taken {
             Ok(Delivery::First(Verdict::Refused(why))) => Err(Rejected::Refused(why.clone())),
-            Ok(_) => self.first_answer(body).await,
+            Ok(delivery) => {
+                let now = matches!(delivery, Delivery::First(Verdict::Applied(_)));
+                self.first_answer(body).await.map(|(user_id, left)| Credited { user_id, left, now })
+            }
             Err(error) => Err(error.clone().into()),
         };
-        self.count(match (&taken, &answer) {
-            (Ok(Delivery::First(Verdict::Applied(_))), _) => "applied",
-            (_, Ok(_)) => "duplicate",
-            (_, Err(Rejected::Store(_))) => "failed",
-            (_, Err(_)) => "refused",
+        self.count(match &answer {
+            Ok(Credited { now: true, .. }) => "applied",
+            Ok(_) => "duplicate",
+            Err(Rejected::Store(_)) => "failed",
+            Err(_) => "refused",
         });
         answer
     }
@@ -134,25 +147,30 @@ impl Webhook {
         let effect = async |tx: &mut Tx| {
             inbox::vouch(tx, Source::Payment, id, KIND).await?;
             match &paid {
-                Ok((account, order)) => {
-                    Ok(verdict_of(quota::credit(tx, account, order, now).await?, account, order))
-                }
+                Ok((account, order)) => credit(tx, account, order, now).await,
                 Err(problem) => Ok(Verdict::Refused(problem.clone())),
             }
         };
-        self.inbox.apply(Source::Payment, id, again, effect).await
+        let delivery = self.inbox.apply(Source::Payment, id, again, effect).await?;
+        if let Some(Delivery::First(Verdict::Applied(_))) = delivery {
+            self.metrics.quota_credits.inc();
+        }
+        Ok(delivery)
     }
 
-    /// What the order in `body` left when it was credited: crediting it again gives that, and is
-    /// rolled back all the same.
-    async fn first_answer(&self, body: &[u8]) -> Result<Standing, Rejected> {
+    /// The user of the order in `body`, and what was left when it was credited: crediting it again gives
+    /// that, and is rolled back all the same.
+    async fn first_answer(&self, body: &[u8]) -> Result<(String, Left), Rejected> {
         let paid = PaidOrder::parse(body).map_err(Rejected::Refused)?;
         let account = self.inbox.identity.account_of_user(&paid.user_id).await?;
-        let mut tx = self.inbox.db.begin().await?;
-        let outcome = quota::credit(&mut tx, &account, &paid.order, self.inbox.clock.now()).await?;
-        tx.rollback().await?;
-        match outcome {
-            Outcome::Repeated(standing) => Ok(standing),
+        let effect = despite_conflicts(async || {
+            let mut tx = self.inbox.db.begin().await?;
+            let effect = quota::credit_in(&mut tx, &account, &paid.order, self.inbox.clock.now()).await?;
+            tx.rollback().await?;
+            Ok(effect)
+        });
+        match self.inbox.in_turn(effect).await? {
+            Effect::Repeated(left) => Ok((paid.user_id, left)),
             _ => Err(Rejected::Refused("An operator has dismissed this delivery.".to_owned())),
         }
     }
@@ -162,24 +180,29 @@ impl Webhook {
     }
 }
 
-fn verdict_of(outcome: Outcome, account: &AccountId, order: &Order) -> Verdict {
-    let Order { order_id, plan_code, .. } = order;
-    match outcome {
-        Outcome::Done(_) => Verdict::Applied(format!("credited order `{order_id}` to {account}")),
-        Outcome::Repeated(_) => {
-            Verdict::Ignored(format!("order `{order_id}` was credited by an earlier delivery"))
-        }
-        Outcome::Reused => {
-            Verdict::Refused(format!("`order_id` `{order_id}` came before, with other content."))
-        }
-        Outcome::Suspended => Verdict::Refused(format!("The user's account {account} is suspended.")),
-        Outcome::NoPlan => {
+async fn credit(tx: &mut Tx, account: &AccountId, order: &Order, now: Time) -> Result<Verdict, StoreError> {
+    let Order { order_id, plan_code, payment, .. } = order;
+    let reused = format!("`order_id` `{order_id}` came before, with other content.");
+    Ok(match quota::credit_in(tx, account, order, now).await? {
+        Effect::Done(_) => Verdict::Applied(format!("credited order `{order_id}` to {account}")),
+        // Another service may have credited it, who knows of no payment.
+        Effect::Repeated(_) => match (receipt::paid(tx, order_id).await?, payment) {
+            (Some((amount, currency)), Some(payment))
+                if currency != payment.currency || !same_amount(&amount, &payment.amount) =>
+            {
+                Verdict::Refused(reused)
+            }
+            _ => Verdict::Ignored(format!("order `{order_id}` was credited before")),
+        },
+        Effect::Reused => Verdict::Refused(reused),
+        Effect::NoPlan => {
             Verdict::Refused(format!("There is no plan `{plan_code}`, as order `{order_id}` names it."))
         }
-        Outcome::OutOfRange => {
-            Verdict::Refused(format!("The units of order `{order_id}` are more than can be counted."))
+        Effect::Suspended => Verdict::Refused(format!("The user's account {account} is suspended.")),
+        Effect::OutOfRange | Effect::Exceeded(_) => {
+            Verdict::Refused(format!("The units of order `{order_id}` do not fit the user's total."))
         }
-    }
+    })
 }
 
 fn sentence(invalid: Invalid) -> String {

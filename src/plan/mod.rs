@@ -3,7 +3,9 @@
 //!
 //! A plan is never deleted, since purchases and subscriptions name it; each change gives it another
 //! `version`. The plan of accounts without a subscription is marked in its row, so that every
-//! replica and every statement agrees on which one that is.
+//! replica and every statement agrees on which one that is. How its units were defined is kept for
+//! each time they changed, since a user's current window goes on with what it began with
+//! (`quota::terms`).
 //!
 //! # Failure behavior
 //!
@@ -108,6 +110,17 @@ statements! {
     LOCK_PLANS = "SELECT code FROM plans ORDER BY code {for_update}";
     CLEAR_DEFAULT = "UPDATE plans SET is_default = false, version = $2 WHERE is_default AND code <> $1";
     SET_DEFAULT = "UPDATE plans SET is_default = true, version = $2 WHERE code = $1 AND NOT is_default";
+    // Of that plan, or of all. Later than the last one, also where this clock is behind the one that
+    // told when that was.
+    RECORD_UNITS = "
+        INSERT INTO plan_versions (code, version, period, limits, created_at)
+        SELECT plans.code, plans.version, plans.period, plans.limits,
+               CASE WHEN last.created_at >= $2 THEN last.created_at + 1 ELSE $2 END
+        FROM plans LEFT JOIN plan_versions AS last
+            ON last.code = plans.code
+            AND last.created_at = (SELECT MAX(created_at) FROM plan_versions WHERE code = plans.code)
+        WHERE plans.code = COALESCE($1, plans.code)
+          AND (last.code IS NULL OR last.period <> plans.period OR last.limits <> plans.limits)";
 }
 
 #[derive(sqlx::FromRow)]
@@ -202,6 +215,7 @@ pub async fn put(
             }
         }
     };
+    tx.execute(&RECORD_UNITS, binds![code, now]).await?;
     if code == default_code {
         mark_default(&mut tx, default_code).await?;
     }
@@ -245,6 +259,8 @@ pub async fn seed(db: &Db, default_code: &str, currency: &str, now: Time) -> Res
         tx.execute(&INSERT_PLAN, new_row(code, &terms, now)).await?;
     }
     let codes = mark_default(&mut tx, default_code).await?;
+    // Also what a replica of a version before this one changed without recording it.
+    tx.execute(&RECORD_UNITS, binds![None::<&str>, now]).await?;
     tx.commit().await?;
     if !codes.iter().any(|(code,)| code == default_code) {
         tracing::warn!(
@@ -254,7 +270,7 @@ pub async fn seed(db: &Db, default_code: &str, currency: &str, now: Time) -> Res
     Ok(())
 }
 
-fn at_the_start(currency: &str) -> [(&'static str, Terms); 2] {
+fn at_the_start(currency: &str) -> [(&'static str, Terms); 3] {
     let terms = |name: &str, price_cents, limits: &[(&str, i64)]| Terms {
         name: name.to_owned(),
         price_cents,
@@ -267,7 +283,11 @@ fn at_the_start(currency: &str) -> [(&'static str, Terms); 2] {
         period: Period::Monthly,
         limits: limits.iter().map(|(action, units)| ((*action).to_owned(), *units)).collect(),
     };
-    [("free", terms("Free", 0, &[("chat_tokens", 100), ("tpl_run", 20)])), ("pro", terms("Pro", 1_000, &[]))]
+    [
+        ("free", terms("Free", 0, &[("chat_tokens", 100), ("tpl_run", 20)])),
+        ("pro", terms("Pro", 1_000, &[])),
+        ("pro_month", terms("Pro, monthly", 1_000, &[("chat_tokens", 10_000), ("tpl_run", 200)])),
+    ]
 }
 
 fn new_row(code: &str, terms: &Terms, now: Time) -> Vec<crate::store::Value> {
@@ -297,12 +317,13 @@ fn columns(terms: &Terms) -> Vec<crate::store::Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::testing::each_backend;
+    use crate::{quota, store::testing::each_backend};
     use std::collections::BTreeMap;
 
     statements! {
         DEFAULTS = "SELECT code FROM plans WHERE is_default";
         VERSION = "SELECT version FROM plans WHERE code = $1";
+        LIMIT_UNSEEN = "UPDATE plans SET limits = '{}' WHERE code = $1";
     }
 
     fn terms(name: &str) -> Terms {
@@ -326,7 +347,7 @@ mod tests {
                 .into_iter()
                 .for_each(|seeded| seeded.unwrap());
             assert_eq!(defaults(&db).await, ["free"]);
-            let [free, pro] = list(&db, None, 9).await.unwrap().try_into().unwrap();
+            let [free, pro, pro_month] = list(&db, None, 9).await.unwrap().try_into().unwrap();
             assert_eq!((free.code.as_str(), free.terms.price_cents), ("free", 0));
             assert_eq!(
                 free.terms.limits,
@@ -334,6 +355,11 @@ mod tests {
             );
             assert_eq!((pro.code.as_str(), pro.terms.price_cents), ("pro", 1_000));
             assert_eq!((pro.terms.currency.as_str(), pro.terms.interval), ("usd", Interval::Month));
+            assert_eq!((pro_month.code.as_str(), pro_month.terms.price_cents), ("pro_month", 1_000));
+            assert_eq!(
+                pro_month.terms.limits,
+                BTreeMap::from([("chat_tokens".to_owned(), 10_000), ("tpl_run".to_owned(), 200)])
+            );
 
             // What an admin changed stays; the default moves with the configuration, and may be missing.
             put(&db, "pro", terms("Professional"), "free", Time(2)).await.unwrap();
@@ -403,6 +429,61 @@ mod tests {
             for nothing in ["", "none", "no plan", "a\0"] {
                 assert_eq!(get(&db, nothing).await.unwrap(), None, "{nothing:?}");
             }
+        })
+        .await;
+    }
+
+    /// How the plan's units were defined, and when.
+    async fn recorded(db: &Db, code: &str) -> Vec<(Period, i64, Time)> {
+        let mut tx = db.begin_read().await.unwrap();
+        let mut versions = quota::terms::versions(&mut tx, &[code], Time(0)).await.unwrap();
+        let versions = versions.remove(code).unwrap_or_default().into_iter();
+        versions.map(|v| (v.period, v.limits.get("tpl_run").copied().unwrap_or(0), v.from)).collect()
+    }
+
+    fn units(period: Period, tpl_run: i64) -> Terms {
+        Terms { period, limits: BTreeMap::from([("tpl_run".to_owned(), tpl_run)]), ..terms("Units") }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn each_change_of_a_plans_units_is_recorded_in_order() {
+        each_backend(|db| async move {
+            use Period::{Daily, Monthly};
+            let put = async |terms, now| drop(put(&db, "team", terms, "free", now).await.unwrap());
+            put(units(Daily, 5), Time(10)).await;
+            put(Terms { price_cents: 7, ..units(Daily, 5) }, Time(20)).await;
+            assert_eq!(recorded(&db, "team").await, [(Daily, 5, Time(10))], "its price is no unit");
+            put(units(Monthly, 5), Time(30)).await;
+            put(units(Monthly, 6), Time(30)).await;
+            put(units(Daily, 5), Time(25)).await;
+            let all =
+                [(Daily, 5, Time(10)), (Monthly, 5, Time(30)), (Monthly, 6, Time(31)), (Daily, 5, Time(32))];
+            assert_eq!(recorded(&db, "team").await, all, "no later change has an earlier time");
+
+            for _ in 0..2 {
+                seed(&db, "free", "usd", Time(40)).await.unwrap();
+                assert_eq!(recorded(&db, "free").await, [(Monthly, 20, Time(40))]);
+                assert_eq!(recorded(&db, "pro_month").await, [(Monthly, 200, Time(40))]);
+            }
+            assert_eq!(recorded(&db, "team").await, all);
+            db.execute(&LIMIT_UNSEEN, binds!["team"]).await.unwrap();
+            seed(&db, "free", "usd", Time(50)).await.unwrap();
+            assert_eq!(recorded(&db, "team").await.last(), Some(&(Daily, 0, Time(50))));
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn changes_at_once_are_recorded_one_after_the_other() {
+        each_backend(|db| async move {
+            let puts = (1..=8).map(|number| put(&db, "team", units(Period::Daily, number), "free", Time(5)));
+            let puts = futures_util::future::join_all(puts).await;
+            assert!(puts.iter().all(Result::is_ok), "{puts:?}");
+            let recorded = recorded(&db, "team").await;
+            let times: Vec<i64> = recorded.iter().map(|(_, _, from)| from.0).collect();
+            assert_eq!(times, (5..13).collect::<Vec<_>>());
+            let last = get(&db, "team").await.unwrap().unwrap().terms.limits["tpl_run"];
+            assert_eq!(recorded.last().map(|(_, units, _)| *units), Some(last));
         })
         .await;
     }

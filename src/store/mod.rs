@@ -192,6 +192,20 @@ pub enum StoreError {
     Refused(String),
 }
 
+/// How often a transaction is tried when others are in the way.
+const ATTEMPTS: u32 = 3;
+
+/// Does `work`, which is one transaction, again when it lost to another.
+pub async fn despite_conflicts<T>(work: impl AsyncFn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let mut attempt = 1;
+    loop {
+        match work().await {
+            Err(StoreError::Conflict(_)) if attempt < ATTEMPTS => attempt += 1,
+            done => return done,
+        }
+    }
+}
+
 /// The database: hand it around by clone.
 #[derive(Clone)]
 pub struct Db {

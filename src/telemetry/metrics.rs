@@ -1,8 +1,14 @@
 //! The metrics, declared once. Each is there from the start, at 0, and every label has a bounded
 //! set of values, so that a scrape stays small however many callers there are.
 
+use std::{
+    collections::HashSet,
+    sync::{Mutex, PoisonError},
+};
+
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 /// What a cast came to, for the `status` label.
@@ -28,7 +34,15 @@ pub struct Metrics {
     pub ledger_overrun: IntCounter,
     pub ledger_batches: IntCounter,
     pub ledger_operations: IntCounter,
+    pub quota_debits: IntCounterVec,
+    pub quota_credits: IntCounter,
+    quota_remaining: IntGaugeVec,
+    /// The users who have a series of their own.
+    quota_users: Mutex<HashSet<String>>,
 }
+
+/// How many users may have a series of their own: a scrape stays small.
+const MAX_USERS: usize = 10_000;
 
 impl Metrics {
     /// Declares and registers every metric.
@@ -91,6 +105,25 @@ impl Metrics {
             ),
             ledger_batches: counter("ledger_batches_total", "Transactions of the ledger's writer."),
             ledger_operations: counter("ledger_operations_total", "Operations in those transactions."),
+            quota_debits: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new("billing_deduct_total", "Debits of quotas by what they came to."),
+                    &["result"],
+                ),
+            ),
+            quota_credits: counter("billing_credit_total", "Orders whose units were credited."),
+            quota_remaining: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "billing_quota_remaining",
+                        "Units that were left when a user's quota was last asked for or changed here.",
+                    ),
+                    &["type", "user_id"],
+                ),
+            ),
+            quota_users: Mutex::default(),
             registry,
         };
         for status in CAST_STATUSES {
@@ -100,7 +133,26 @@ impl Metrics {
         for result in PAYMENT_RESULTS {
             metrics.payment_webhooks.with_label_values(&[result]);
         }
+        for result in ["ok", "fail"] {
+            metrics.quota_debits.with_label_values(&[result]);
+        }
+        metrics.show_quota(None, 0, 0);
         metrics
+    }
+
+    /// Shows what is left of a quota: in series of `user`'s own where it is given, as far as there is
+    /// room for another one, otherwise in those that all users share.
+    pub fn show_quota(&self, user: Option<&str>, chat: i64, template: i64) {
+        if let Some(user) = user {
+            let mut users = self.quota_users.lock().unwrap_or_else(PoisonError::into_inner);
+            if users.len() >= MAX_USERS && !users.contains(user) {
+                return;
+            }
+            users.insert(user.to_owned());
+        }
+        for (kind, left) in [("chat", chat), ("template", template)] {
+            self.quota_remaining.with_label_values(&[kind, user.unwrap_or_default()]).set(left);
+        }
     }
 
     /// Everything, in Prometheus' text format.
@@ -141,6 +193,9 @@ mod tests {
             "spell_cast_duration_seconds_count 0",
             "db_pool_in_use 0",
             "redis_errors_total 0",
+            "billing_deduct_total{result=\"fail\"} 0",
+            "billing_credit_total 0",
+            "billing_quota_remaining{type=\"chat\",user_id=\"\"} 0",
             "stripe_webhook_total{result=\"disabled\",type=\"other\"} 0",
             "payment_webhook_total{result=\"dropped\"} 0",
         ] {

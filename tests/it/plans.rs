@@ -20,12 +20,12 @@ const FIELDS: [&str; 13] = [
     "updated_at",
 ];
 
-both!(free_and_pro_are_there_from_the_start);
-async fn free_and_pro_are_there_from_the_start(backend: Backend) {
+both!(the_first_plans_are_there_from_the_start);
+async fn the_first_plans_are_there_from_the_start(backend: Backend) {
     let mut server = Server::start(Options::on(&backend).var("BILLING_CURRENCY", "EUR")).await;
     let customer = server.customer("acme").await;
     let plans = all_of(&customer, "/v1/plans?limit=1").await;
-    assert_eq!(names(&plans, "code"), ["free", "pro"]);
+    assert_eq!(names(&plans, "code"), ["free", "pro", "pro_month"]);
     for plan in &plans {
         shape(plan, &FIELDS);
         assert_eq!(
@@ -33,11 +33,13 @@ async fn free_and_pro_are_there_from_the_start(backend: Backend) {
             *plan
         );
     }
-    let [free, pro] = &plans[..] else { panic!("two of them") };
+    let [free, pro, pro_month] = &plans[..] else { panic!("three of them") };
     assert_eq!((&free["price_cents"], &free["period"]), (&json!(0), &json!("monthly")));
     assert_eq!(free["limits"], json!({"chat_tokens": 100, "tpl_run": 20}));
     assert_eq!((&pro["name"], &pro["price_cents"]), (&json!("Pro"), &json!(1_000)));
     assert_eq!((&pro["currency"], &pro["interval"]), (&json!("eur"), &json!("month")));
+    assert_eq!((&pro_month["name"], &pro_month["price_cents"]), (&json!("Pro, monthly"), &json!(1_000)));
+    assert_eq!(pro_month["limits"], json!({"chat_tokens": 10_000, "tpl_run": 200}));
 
     let changed = json!({"name": "Pro", "price_cents": 2_000});
     server.admin().put("/v1/plans/pro", changed).await.expect(200);
@@ -73,7 +75,7 @@ async fn an_admin_makes_a_plan_and_replaces_all_of_it(backend: Backend) {
     assert_eq!((&replaced["stripe_price_id"], &replaced["limits"]), (&Value::Null, &json!({})));
     assert_eq!((&replaced["rate_limit_per_minute"], &replaced["interval"]), (&Value::Null, &json!("month")));
     assert_eq!(replaced["created_at"], made["created_at"]);
-    assert_eq!(all_of(&customer, "/v1/plans?limit=2").await.len(), 3);
+    assert_eq!(all_of(&customer, "/v1/plans?limit=2").await.len(), 4);
 }
 
 both!(a_bad_plan_is_400_and_the_old_one_stands);
@@ -193,6 +195,7 @@ async fn replicas_that_start_at_once_make_each_plan_once(backend: Backend) {
     let mut servers: Vec<Server> = (0..3).map(|_| Server::spawn(Options::on(&backend))).collect();
     for server in &mut servers {
         server.wait_until_ready().await;
-        assert_eq!(names(&all_of(&server.admin(), "/v1/plans?limit=9").await, "code"), ["free", "pro"]);
+        let plans = all_of(&server.admin(), "/v1/plans?limit=9").await;
+        assert_eq!(names(&plans, "code"), ["free", "pro", "pro_month"]);
     }
 }
