@@ -7,4 +7,6 @@
 
 mod order;
 pub mod signature;
+#[cfg(test)]
+mod tests;
 pub mod webhook;
