@@ -21,7 +21,7 @@ use crate::{
     clock::Clock,
     config::Config,
     http::{self, AppState},
-    identity::Identity,
+    identity::{Identity, jwt},
     inbox::Inbox,
     ledger::{Ledger, sweeper},
     plan,
@@ -30,6 +30,7 @@ use crate::{
     store::{Db, PATIENCE, StoreError},
     stripe::Stripe,
     telemetry::Metrics,
+    wallet::purchase,
     webhooks::Webhooks,
 };
 
@@ -47,6 +48,8 @@ pub enum StartError {
     Bind(io::Error),
     #[error("{0}")]
     Stripe(String),
+    #[error("JWKS_URL: {0}")]
+    Keys(reqwest::Error),
     #[error("the client for upstreams can't be made: {0}")]
     Upstream(reqwest::Error),
 }
@@ -84,6 +87,7 @@ impl Application {
         let spells = Spells::new(db.clone(), upstream.map_err(StartError::Upstream)?, config.cost_per_cast);
         let (ledger, writer) = Ledger::start(db.clone(), metrics.clone());
         let identity = Identity::new(db.clone(), clock.clone());
+        let tokens = jwt::Verifier::new(&config.jwt, clock.clone()).map_err(StartError::Keys)?;
         let pipeline = Pipeline {
             db: db.clone(),
             clock: clock.clone(),
@@ -102,6 +106,9 @@ impl Application {
         let stripe = Stripe::new(&config.billing, db.clone(), clock.clone()).map_err(StartError::Stripe)?;
         let inbox = Inbox::new(db.clone(), clock.clone(), identity.clone());
         let webhooks = Webhooks::new(&config, inbox, metrics.clone(), stripe.clone());
+        let purchases =
+            purchase::Verifier::new(&config.purchases, &config.billing, stripe.clone(), clock.clone())
+                .map_err(StartError::Upstream)?;
         let state = AppState {
             config,
             clock,
@@ -110,10 +117,12 @@ impl Application {
             ledger,
             limiter,
             identity,
+            tokens,
             spells,
             pipeline,
             stripe,
             webhooks,
+            purchases,
         };
         Ok(Application { state: web::Data::new(state), listener, writer })
     }

@@ -14,10 +14,11 @@ use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use crate::{
-    identity::key,
+    identity::{jwt, key},
     money::{NANOS_PER_CENT, Nanos},
     payment::signature::Keys,
     plan,
+    wallet::purchase::settings::{self as purchase, Purchases},
 };
 
 /// The variables as they stand, before anything is made of them. An empty one counts as absent.
@@ -39,6 +40,11 @@ struct Environment {
     max_body_bytes: Option<String>,
     service_token: Option<String>,
     payment_webhook_public_key: Option<String>,
+    jwt_secret: Option<String>,
+    jwt_public_key: Option<String>,
+    jwks_url: Option<String>,
+    jwt_issuer: Option<String>,
+    jwt_audience: Option<String>,
     upstream_allow_private: Option<String>,
     allow_wallet_reset: Option<String>,
     metrics_per_user: Option<String>,
@@ -46,6 +52,8 @@ struct Environment {
     host: Option<String>,
     port: Option<String>,
     rust_log: Option<String>,
+    #[serde(flatten)]
+    purchases: purchase::Variables,
 }
 
 /// What the process runs with.
@@ -65,6 +73,8 @@ pub struct Config {
     pub service_tokens: Vec<SecretString>,
     /// By any of them the payment service signs what it tells. None: it is believed by the service key alone.
     pub payment_webhook_keys: Keys,
+    /// Which tokens of other services' users are taken.
+    pub jwt: jwt::Settings,
     /// Whether spells may call private and loopback addresses.
     pub upstream_allow_private: bool,
     /// Whether an admin may empty wallets.
@@ -76,6 +86,7 @@ pub struct Config {
     pub port: u16,
     pub log_filter: EnvFilter,
     pub billing: Billing,
+    pub purchases: Purchases,
 }
 
 /// How plans and credits are sold.
@@ -200,8 +211,26 @@ impl Config {
             ),
             public_url: problems.read("PUBLIC_URL", given.public_url, own_url(host, port), web_url),
         };
+        let jwt = jwt::Settings {
+            secret: problems.read("JWT_SECRET", given.jwt_secret, None, |text| {
+                match text.starts_with("-----BEGIN") {
+                    // By it anybody could sign.
+                    true => Err("must be a secret, not a PEM"),
+                    false => Ok(Some(SecretString::from(text))),
+                }
+            }),
+            public_key: problems.read("JWT_PUBLIC_KEY", given.jwt_public_key, None, |text| {
+                jwt::PublicKey::from_pem(text).map(Some)
+            }),
+            key_set: problems
+                .read("JWKS_URL", given.jwks_url, None, |text| jwt::url_of_key_set(text).map(Some)),
+            issuer: given.jwt_issuer.map(|issuer| issuer.trim().to_owned()),
+            audience: given.jwt_audience.map(|audience| audience.trim().to_owned()),
+        };
         let config = Config {
             billing,
+            jwt,
+            purchases: given.purchases.read(&mut problems),
             database_url: given.database_url.unwrap_or_else(|| "sqlite:spell-platform.db".to_owned()).into(),
             redis_url: given.redis_url.map(SecretString::from),
             cost_per_cast: problems.read(
@@ -243,10 +272,10 @@ impl Config {
                 "UPSTREAM_ALLOW_PRIVATE",
                 given.upstream_allow_private,
                 false,
-                truth,
+                boolean,
             ),
-            allow_wallet_reset: problems.read("ALLOW_WALLET_RESET", given.allow_wallet_reset, false, truth),
-            metrics_per_user: problems.read("METRICS_PER_USER", given.metrics_per_user, false, truth),
+            allow_wallet_reset: problems.read("ALLOW_WALLET_RESET", given.allow_wallet_reset, false, boolean),
+            metrics_per_user: problems.read("METRICS_PER_USER", given.metrics_per_user, false, boolean),
             bootstrap_api_key: problems.read("BOOTSTRAP_API_KEY", given.bootstrap_api_key, None, |text| {
                 match key::could_be(text) {
                     true => Ok(Some(SecretString::from(text))),
@@ -277,7 +306,7 @@ impl Config {
 }
 
 impl Environment {
-    const KNOWN: [&str; 23] = [
+    const KNOWN: [&str; 36] = [
         "DATABASE_URL",
         "REDIS_URL",
         "STRIPE_SECRET_KEY",
@@ -294,6 +323,11 @@ impl Environment {
         "MAX_BODY_BYTES",
         "SERVICE_TOKEN",
         "PAYMENT_WEBHOOK_PUBLIC_KEY",
+        "JWT_SECRET",
+        "JWT_PUBLIC_KEY",
+        "JWKS_URL",
+        "JWT_ISSUER",
+        "JWT_AUDIENCE",
         "UPSTREAM_ALLOW_PRIVATE",
         "ALLOW_WALLET_RESET",
         "METRICS_PER_USER",
@@ -301,14 +335,29 @@ impl Environment {
         "HOST",
         "PORT",
         "RUST_LOG",
+        "CREDIT_PRODUCTS",
+        "APPLE_ROOT_CERTIFICATES",
+        "APPLE_BUNDLE_ID",
+        "APPLE_ALLOW_SANDBOX",
+        "GOOGLE_PLAY_PACKAGE",
+        "GOOGLE_PLAY_CREDENTIALS",
+        "GOOGLE_PLAY_API_BASE",
+        "GOOGLE_PLAY_ALLOW_TEST",
     ];
 }
 
-struct Problems(Vec<String>);
+/// What is wrong with the environment so far.
+#[derive(Default)]
+pub(crate) struct Problems(Vec<String>);
 
 impl Problems {
+    /// Notes what is wrong with that variable.
+    pub(crate) fn add(&mut self, name: &str, problem: &str) {
+        self.0.push(format!("{name}: {problem}"));
+    }
+
     /// The variable's value by `parse`, or `default` where it is absent or, noting the problem, wrong.
-    fn read<T>(
+    pub(crate) fn read<T>(
         &mut self,
         name: &str,
         given: Option<String>,
@@ -319,14 +368,14 @@ impl Problems {
             None => default,
             Some(Ok(value)) => value,
             Some(Err(problem)) => {
-                self.0.push(format!("{name}: {problem}"));
+                self.add(name, problem);
                 default
             }
         }
     }
 }
 
-fn truth(text: &str) -> Result<bool, &'static str> {
+pub(crate) fn boolean(text: &str) -> Result<bool, &'static str> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Ok(true),
         "false" | "0" | "no" | "off" => Ok(false),
@@ -350,7 +399,7 @@ fn secrets(text: &str) -> Result<Vec<SecretString>, &'static str> {
     }
 }
 
-fn web_url(text: &str) -> Result<Url, &'static str> {
+pub(crate) fn web_url(text: &str) -> Result<Url, &'static str> {
     const WRONG: &str = "must be a URL that begins with https:// or http://, without a query";
     let url = Url::parse(text).map_err(|_| WRONG)?;
     let fits = matches!(url.scheme(), "http" | "https")
@@ -421,6 +470,9 @@ mod tests {
             ("MAX_BODY_BYTES", "1e6"),
             ("SERVICE_TOKEN", " , ,"),
             ("PAYMENT_WEBHOOK_PUBLIC_KEY", "-----BEGIN PUBLIC KEY-----\\nhunter2"),
+            ("JWT_SECRET", "-----BEGIN PUBLIC KEY-----hunter2"),
+            ("JWT_PUBLIC_KEY", "hunter2"),
+            ("JWKS_URL", "http://hunter2.example/keys"),
             ("UPSTREAM_ALLOW_PRIVATE", "perhaps"),
             ("BOOTSTRAP_API_KEY", "hunter2"),
             ("HOST", "hunter2"),

@@ -2,7 +2,8 @@
 //!
 //! # Failure behavior
 //!
-//! While the database does not answer nobody can be told apart, and the answer is 503, not 401. A
+//! While the database does not answer nobody can be told apart, and the answer is 503, not 401. So it is
+//! while the keys that users' tokens are checked with were never had. A
 //! 401 takes one from the allowance of the address it goes to, and beyond that it is a 429; a
 //! valid key is never held up by what others do from the same address.
 
@@ -26,7 +27,10 @@ use super::{
 };
 use crate::{
     id::AccountId,
-    identity::{Caller, Denied},
+    identity::{
+        Caller, Denied,
+        jwt::{self, TokenError},
+    },
     rate::Standing,
 };
 
@@ -47,7 +51,26 @@ pub async fn identify<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
-    match caller_of(&request).await {
+    let found = caller_of(&request, Takes::Keys).await;
+    go_on(found, request, next).await
+}
+
+/// Like [`identify`], for routes that users whom another service signed in may call as well: with
+/// that service's token, as `Bearer`.
+pub async fn identify_with_tokens<B: MessageBody + 'static>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<B>>, Error> {
+    let found = caller_of(&request, Takes::KeysAndTokens).await;
+    go_on(found, request, next).await
+}
+
+async fn go_on<B: MessageBody + 'static>(
+    found: Result<Caller, HttpResponse>,
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<B>>, Error> {
+    match found {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.call(request).await.map(ServiceResponse::map_into_left_body)
@@ -76,15 +99,25 @@ impl From<Denied> for ApiError {
     }
 }
 
+/// What a route's callers may be known by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Takes {
+    Keys,
+    KeysAndTokens,
+}
+
 /// The caller, acting for the account that the query names, or the answer that is given instead.
-async fn caller_of(request: &ServiceRequest) -> Result<Caller, HttpResponse> {
+async fn caller_of(request: &ServiceRequest, takes: Takes) -> Result<Caller, HttpResponse> {
     let answer = |error: ApiError| error.error_response();
     let Some(state) = request.app_data::<web::Data<AppState>>() else {
         return Err(answer(Code::Internal.into()));
     };
     let known = match credentials(request.headers(), &state.config.service_tokens) {
         Ok(Presented::Service(service)) => Ok(service),
-        Ok(Presented::Key(key)) => {
+        Ok(Presented::Bearer(token)) if takes == Takes::KeysAndTokens && jwt::has_shape(token) => {
+            user_of(state, token).await.map_err(answer)?
+        }
+        Ok(Presented::Bearer(key) | Presented::Key(key)) => {
             let known = state.identity.caller_of_key(key).await.map_err(|error| answer(error.into()))?;
             known.ok_or(Code::Unauthorized.sentence())
         }
@@ -96,6 +129,15 @@ async fn caller_of(request: &ServiceRequest) -> Result<Caller, HttpResponse> {
     };
     let named = named_account(request.query_string()).map_err(answer)?;
     acting_for(state, caller, named).await.map_err(answer)
+}
+
+/// The user whose token it is, or what its 401 says.
+async fn user_of(state: &AppState, token: &str) -> Result<Result<Caller, &'static str>, ApiError> {
+    match state.tokens.user_of(token).await {
+        Ok(user) => Ok(Ok(state.identity.caller_of_user(&user).await?)),
+        Err(TokenError::Invalid(problem)) => Ok(Err(problem)),
+        Err(TokenError::KeysUnavailable) => Err(Code::KeysUnavailable.into()),
+    }
 }
 
 async fn acting_for(state: &AppState, caller: Caller, named: Option<AccountId>) -> Result<Caller, ApiError> {
@@ -143,6 +185,8 @@ pub(super) async fn refuse(request: &HttpRequest, problem: &str) -> HttpResponse
 /// What a request is known by.
 enum Presented<'r> {
     Service(Caller),
+    /// What came as `Bearer`: a key, or a token.
+    Bearer(&'r str),
     /// What may be a key.
     Key(&'r str),
 }
@@ -154,9 +198,11 @@ fn credentials<'r>(headers: &'r HeaderMap, tokens: &[SecretString]) -> Result<Pr
         return Ok(Presented::Service(service));
     }
     let mut keys: Vec<&str> = readable(headers, "authorization").into_iter().filter_map(bearer).collect();
+    let is_bearer = !keys.is_empty();
     keys.extend(readable(headers, "x-api-key"));
     let (first, others) = keys.split_first().ok_or(Code::Unauthorized.sentence())?;
     match others.iter().all(|other| other == first) {
+        true if is_bearer => Ok(Presented::Bearer(first)),
         true => Ok(Presented::Key(first)),
         false => Err("The request carries several different keys; send one of them."),
     }
@@ -252,7 +298,7 @@ mod tests {
     fn key(lines: &[(&'static str, &str)]) -> Result<String, &'static str> {
         let tokens = ["older".to_owned().into(), "newer".to_owned().into()];
         credentials(&headers(lines), &tokens).map(|presented| match presented {
-            Presented::Key(key) => key.to_owned(),
+            Presented::Bearer(key) | Presented::Key(key) => key.to_owned(),
             Presented::Service(service) => service.key.to_string(),
         })
     }

@@ -58,6 +58,7 @@ codes! {
     SubscriptionActive 409 "subscription_active" "The account has a subscription already; change or cancel it in the portal.";
     ReferenceReused 409 "reference_reused" "This `ref` or `order_id` came with other content before.";
     PurchaseKnown 409 "purchase_known" "This transaction was turned into credits before; nothing was added.";
+    PlanExists 409 "plan_exists" "There is a plan of that code already; PUT changes it.";
     BodyTooLarge 413 "body_too_large" "The body is larger than this server takes.";
     UnsupportedMediaType 415 "unsupported_media_type" "Send the body as `Content-Type: application/json`.";
     IdempotencyKeyReused 422 "idempotency_key_reused" "This Idempotency-Key came with another request before.";
@@ -65,9 +66,11 @@ codes! {
     Internal 500 "internal" "Something went wrong on our side; nothing was charged.";
     WebhookFailed 500 "webhook_failed" "The event could not be applied now, and nothing of it was; send it again.";
     UpstreamFailed 502 "upstream_failed" "The spell's upstream failed; nothing was charged.";
+    ProviderUnavailable 502 "provider_unavailable" "The purchase's provider can't be asked right now; nothing was added. Try again.";
     StripeError 502 "stripe_error" "Stripe failed. Try again, with another Idempotency-Key if there was one.";
     BillingDisabled 503 "billing_disabled" "Billing is switched off on this server.";
     DatabaseUnavailable 503 "database_unavailable" "The database does not answer. Try again, with the same Idempotency-Key if there was one.";
+    KeysUnavailable 503 "keys_unavailable" "The keys that tokens are checked with can't be had now. Try again.";
     CastUnsettled 503 "cast_unsettled" "The spell ran and is being booked; do not repeat it, look it up by its id.";
     Overloaded 503 "overloaded" "Too many requests are waiting; nothing was charged. Try again.";
     UpstreamTimeout 504 "upstream_timeout" "The spell's upstream took too long; nothing was charged.";
@@ -120,7 +123,7 @@ impl ApiError {
 impl From<Code> for ApiError {
     fn from(code: Code) -> ApiError {
         let mut error = ApiError::new(code, code.sentence());
-        if matches!(code, Code::DatabaseUnavailable | Code::Overloaded) {
+        if matches!(code, Code::DatabaseUnavailable | Code::KeysUnavailable | Code::Overloaded) {
             error.retry_after = Some(1);
         }
         error

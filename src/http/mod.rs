@@ -5,6 +5,7 @@ mod billing;
 mod budgets;
 mod caller;
 pub mod casts;
+mod credits;
 pub mod error;
 pub mod extract;
 mod health;
@@ -12,6 +13,7 @@ mod holds;
 mod internal;
 mod keys;
 mod plans;
+mod pricing;
 mod quota;
 mod request_id;
 mod spells;
@@ -117,10 +119,30 @@ pub fn routes(config: &mut web::ServiceConfig) {
         )
         .service(
             scope("/api/billing")
-                .wrap(middleware::from_fn(caller::identify))
                 .wrap(middleware::from_fn(wallet::own_errors))
-                .service(at("/balance", "GET, HEAD").route(get().to(wallet::balance)))
-                .default_service(web::to(not_found)),
+                // Open to all; what needs a caller comes after.
+                .service(at("/health", "GET, HEAD").route(get().to(wallet::health)))
+                .service(at("/pricing", "GET, HEAD").route(get().to(pricing::list)))
+                .service(
+                    at("/pricing/{model:.+}", "GET, HEAD, PUT")
+                        .route(get().to(pricing::get))
+                        .route(put().to(pricing::put).wrap(middleware::from_fn(wallet::identify))),
+                )
+                .service(
+                    scope("")
+                        .wrap(middleware::from_fn(wallet::identify))
+                        .service(at("/balance", "GET, HEAD").route(get().to(wallet::balance)))
+                        .service(
+                            at("/balance/category/{category}", "GET, HEAD")
+                                .route(get().to(credits::category)),
+                        )
+                        .service(at("/credits/add", "POST").route(post().to(credits::add)))
+                        .service(at("/credits/allocate", "POST").route(post().to(credits::allocate)))
+                        .service(at("/tokens/consume", "POST").route(post().to(credits::consume)))
+                        .service(at("/transactions", "GET, HEAD").route(get().to(credits::list)))
+                        .service(at("/reset", "POST").route(post().to(credits::reset)))
+                        .default_service(web::to(not_found)),
+                ),
         )
         .service(at("/internal/billing/webhook/payment", "POST").route(post().to(webhooks::of_payment)))
         .service(
@@ -140,6 +162,16 @@ pub fn routes(config: &mut web::ServiceConfig) {
                 .service(at("/dead-letters", "GET, HEAD").route(get().to(webhooks::dead_letters)))
                 .service(
                     at("/dead-letters/{id}/replay", "POST").route(post().to(webhooks::replay_dead_letter)),
+                )
+                .service(
+                    at("/plans", "GET, HEAD, POST")
+                        .route(get().to(plans::list_for_services))
+                        .route(post().to(plans::create)),
+                )
+                .service(
+                    at("/plans/{code}", "GET, HEAD, PUT")
+                        .route(get().to(plans::get_for_services))
+                        .route(put().to(plans::edit)),
                 )
                 .default_service(web::to(not_found)),
         )

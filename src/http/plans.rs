@@ -1,4 +1,9 @@
 //! `/v1/plans`: what can be subscribed to; and, for admins, what it costs and brings.
+//!
+//! `/internal/billing/plans`: the same catalogue for other services, which know a plan by less: they make
+//! one or change some of it, and what they do not know of it stays.
+
+use std::collections::BTreeMap;
 
 use actix_web::{HttpResponse, web};
 use serde::Deserialize;
@@ -10,7 +15,7 @@ use super::{
 };
 use crate::{
     identity::{Caller, KeyScope},
-    plan::{self, Change, Definition, could_be_code},
+    plan::{self, Change, Definition, Edit, Edited, could_be_code},
 };
 
 #[derive(Deserialize)]
@@ -52,11 +57,7 @@ pub async fn put(
     body: Body<Definition>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Admin)?;
-    if !could_be_code(&code) {
-        return Err(ApiError::invalid(
-            "A plan's code is 1 to 64 letters from a to z, of either case, digits, `_`, `-` or `.`.",
-        ));
-    }
+    require_code(&code)?;
     let billing = &state.config.billing;
     let mut terms = body.value.terms(&billing.currency).map_err(ApiError::invalid)?;
     terms.name = name("name", terms.name)?;
@@ -70,6 +71,107 @@ pub async fn put(
         Change::PriceTaken(other) => {
             Err(ApiError::invalid(format!("The plan `{other}` is sold at that `stripe_price_id` already.")))
         }
+    }
+}
+
+/// A plan as other services make it.
+#[derive(Deserialize)]
+pub struct NewPlan {
+    code: String,
+    name: String,
+    period: String,
+    limits: BTreeMap<String, i64>,
+    price_cents: i64,
+    currency: Option<String>,
+}
+
+/// What other services change of a plan.
+#[derive(Deserialize)]
+pub struct PlanEdit {
+    /// No other than the path's: a plan keeps its code.
+    code: Option<String>,
+    name: Option<String>,
+    period: Option<String>,
+    limits: Option<BTreeMap<String, i64>>,
+    price_cents: Option<i64>,
+    currency: Option<String>,
+}
+
+/// `GET /internal/billing/plans`
+pub async fn list_for_services(
+    state: web::Data<AppState>,
+    caller: Caller,
+    query: Query<PageQuery>,
+) -> Result<HttpResponse, ApiError> {
+    caller.require(KeyScope::Admin)?;
+    list(state, caller, query).await
+}
+
+/// `GET /internal/billing/plans/{code}`
+pub async fn get_for_services(
+    state: web::Data<AppState>,
+    caller: Caller,
+    code: web::Path<String>,
+    query: NoQuery,
+) -> Result<HttpResponse, ApiError> {
+    caller.require(KeyScope::Admin)?;
+    get(state, caller, code, query).await
+}
+
+/// `POST /internal/billing/plans`: 409 for a code that there is, whose plan stays as it is.
+pub async fn create(
+    state: web::Data<AppState>,
+    caller: Caller,
+    _: NoQuery,
+    body: Body<NewPlan>,
+) -> Result<HttpResponse, ApiError> {
+    caller.require(KeyScope::Admin)?;
+    let NewPlan { code, name: plan_name, period, limits, price_cents, currency } = body.value;
+    require_code(&code)?;
+    let stated = Definition {
+        name: name("name", plan_name)?,
+        price_cents,
+        currency,
+        period: Some(period),
+        limits: Some(limits),
+        ..Definition::default()
+    };
+    let billing = &state.config.billing;
+    let terms = stated.terms(&billing.currency).map_err(ApiError::invalid)?;
+    let made = plan::create(&state.db, &code, terms, &billing.default_plan, state.clock.now()).await;
+    state.identity.forget();
+    let plan = made?.ok_or(Code::PlanExists)?;
+    Ok(HttpResponse::Created().json(plan))
+}
+
+/// `PUT /internal/billing/plans/{code}`: 404 for a code that there is not.
+pub async fn edit(
+    state: web::Data<AppState>,
+    caller: Caller,
+    code: web::Path<String>,
+    _: NoQuery,
+    body: Body<PlanEdit>,
+) -> Result<HttpResponse, ApiError> {
+    caller.require(KeyScope::Admin)?;
+    let PlanEdit { code: stated_code, name: plan_name, period, limits, price_cents, currency } = body.value;
+    if stated_code.is_some_and(|stated| stated != *code) {
+        return Err(ApiError::invalid("`code` must be the path's: a plan keeps its code."));
+    }
+    let plan_name = plan_name.map(|text| name("name", text)).transpose()?;
+    let edit = Edit { name: plan_name, price_cents, currency, period, limits };
+    match plan::edit(&state.db, &code, edit, state.clock.now()).await? {
+        Edited::Done(plan) => Ok(HttpResponse::Ok().json(plan)),
+        Edited::Absent => Err(Code::PlanNotFound.into()),
+        Edited::Invalid(problem) => Err(ApiError::invalid(problem)),
+    }
+}
+
+fn require_code(code: &str) -> Result<(), ApiError> {
+    match could_be_code(code) {
+        true => Ok(()),
+        false => Err(ApiError::invalid(
+            "A plan's code is 1 to 64 letters from a to z, of either case, digits, `_`, `-` or `.`.",
+        )),
     }
 }
 

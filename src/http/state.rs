@@ -3,8 +3,18 @@
 use std::sync::Arc;
 
 use crate::{
-    cast::Pipeline, clock::Clock, config::Config, identity::Identity, ledger::Ledger, rate::Limiter,
-    spell::Spells, store::Db, stripe::Stripe, telemetry::Metrics, webhooks::Webhooks,
+    cast::Pipeline,
+    clock::Clock,
+    config::Config,
+    identity::{Identity, jwt},
+    ledger::Ledger,
+    rate::Limiter,
+    spell::Spells,
+    store::Db,
+    stripe::Stripe,
+    telemetry::Metrics,
+    wallet::purchase,
+    webhooks::Webhooks,
 };
 
 pub struct AppState {
@@ -15,9 +25,11 @@ pub struct AppState {
     pub ledger: Ledger,
     pub limiter: Limiter,
     pub identity: Identity,
+    pub tokens: jwt::Verifier,
     pub spells: Spells,
     pub pipeline: Pipeline,
     /// `None`: nothing can be bought.
     pub stripe: Option<Stripe>,
     pub webhooks: Webhooks,
+    pub purchases: purchase::Verifier,
 }

@@ -1,9 +1,10 @@
 //! `/api/billing`: what prepaid credits are left. Errors here have a shape of their own:
-//! `{"error":{"code","message"}}`, the code being the status in words.
+//! `{"error":{"code","message"}}`, the code being the status in words. Callers are known by a key of
+//! ours, or as users of another service by its token.
 
 use actix_web::{
     Error, HttpResponse, ResponseError,
-    body::{self, BoxBody, MessageBody},
+    body::{self, BoxBody, EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::{StatusCode, header::CONTENT_LENGTH},
     middleware::Next,
@@ -12,7 +13,7 @@ use actix_web::{
 use serde_json::{Value, json};
 
 use super::{
-    AppState,
+    AppState, caller,
     error::{ApiError, Code},
     extract::NoQuery,
 };
@@ -21,6 +22,11 @@ use crate::{
     wallet,
 };
 
+/// `GET /api/billing/health`, open to all: this part lives.
+pub async fn health() -> HttpResponse {
+    HttpResponse::Ok().json(json!({ "status": "ok", "service": "billing" }))
+}
+
 /// `GET /api/billing/balance`
 pub async fn balance(
     state: web::Data<AppState>,
@@ -28,22 +34,29 @@ pub async fn balance(
     _: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Read)?;
-    let credits = wallet::credits(&state.db, &caller.account).await?;
-    let credits = credits.available.0 / state.config.billing.credit_price.0;
-    Ok(HttpResponse::Ok().json(json!({ "credits": credits, "allocated_tokens": {} })))
+    let held = wallet::held(&state.db, &caller.account).await?;
+    let credits = held.credits.0 / state.config.billing.credit_price.0;
+    Ok(HttpResponse::Ok().json(json!({ "credits": credits, "allocated_tokens": held.tokens })))
 }
 
-/// Middleware, outside of all others: who shows nothing to be known by is told so, and every error
-/// goes out in this surface's shape.
+/// Middleware for routes that need a caller: who shows nothing to be known by is told so.
+pub async fn identify<B: MessageBody + 'static>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<B>>, Error> {
+    let shown = ["authorization", "x-api-key", "x-internal-key"];
+    if shown.iter().any(|name| request.headers().contains_key(*name)) {
+        return caller::identify_with_tokens(request, next).await;
+    }
+    let refusal = ApiError::new(Code::Forbidden, "Not authenticated").error_response();
+    Ok(request.into_response(refusal).map_into_right_body())
+}
+
+/// Middleware, outside of all others: every error goes out in this surface's shape.
 pub async fn own_errors<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    let shown = ["authorization", "x-api-key", "x-internal-key"];
-    if !shown.iter().any(|name| request.headers().contains_key(*name)) {
-        let refusal = ApiError::new(Code::Forbidden, "Not authenticated").error_response();
-        return reshaped(request.into_response(refusal)).await;
-    }
     // Refusals come as responses too, and to keep a clone of the request would make routing it panic.
     reshaped(next.call(request).await?.map_into_boxed_body()).await
 }

@@ -92,7 +92,7 @@ pub async fn create(db: &Db, name: String, email: Option<String>, now: Time) -> 
 }
 
 /// The account of a user whom others call `user_id`; made when it is first heard of.
-pub(super) async fn of_user(db: &Db, user_id: &str, now: Time) -> Result<Account, StoreError> {
+pub(crate) async fn of_user(db: &Db, user_id: &str, now: Time) -> Result<Account, StoreError> {
     let found: Option<AccountRow> = db.optional(&ACCOUNT_OF_USER, binds![user_id]).await?;
     if let Some(row) = found {
         return Ok(row.into());

@@ -20,6 +20,9 @@ use crate::{
 /// The key id under which what the service key does is booked.
 const SERVICE: &str = "service";
 
+/// The key id under which what users do with tokens of others is booked.
+const USER: &str = "user";
+
 /// What a key may be confined to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", try_from = "String")]
@@ -110,7 +113,8 @@ pub enum Denied {
     CannotRevoke,
 }
 
-/// Who makes a request: a key, or the service key, and the account it acts for.
+/// Who makes a request: a key, a user with another's token, or the service key, and the account it
+/// acts for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// The account that is read, changed, or pays.
@@ -128,6 +132,7 @@ pub struct Caller {
     expires_at: Option<Time>,
     /// The service key, which has no rate.
     pub service: bool,
+    user: Option<String>,
 }
 
 impl Caller {
@@ -151,6 +156,15 @@ impl Caller {
             plan_rate_per_minute: None,
             expires_at,
             service: false,
+            user: None,
+        }
+    }
+
+    /// A user whom another service signed in: it may do everything in its own account, and is no admin.
+    pub fn of_user(user: &str, account: AccountId, suspended: bool) -> Caller {
+        Caller {
+            user: Some(user.to_owned()),
+            ..Caller::of_key(account, USER.into(), suspended, None, None, None)
         }
     }
 
@@ -178,6 +192,11 @@ impl Caller {
     /// The same caller, acting for `account`. Whether it may is decided before.
     pub fn acting_for(self, account: AccountId, suspended: bool) -> Caller {
         Caller { account, suspended, ..self }
+    }
+
+    /// What others call the user whose token it is; `None`: the caller has a key of ours.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
     }
 
     pub fn is_admin(&self) -> bool {

@@ -1,4 +1,5 @@
-//! Who is calling: accounts, API keys, and the [`Caller`] that a presented key stands for.
+//! Who is calling: accounts, API keys, users of others, and the [`Caller`] that what is presented
+//! stands for.
 //!
 //! Every request asks, so what the database said is kept for [`FRESH`]: short enough that every
 //! replica hears of a revocation or a suspension within a second without being told, long enough
@@ -13,6 +14,7 @@
 
 pub mod account;
 mod caller;
+pub mod jwt;
 pub mod key;
 
 use std::{
@@ -119,6 +121,17 @@ impl Identity {
             account::of_user(&self.0.db, user_id, self.0.clock.now()).await.map(|account| account.id)
         };
         self.0.users.try_get_with(user_id.to_owned(), found).await.map_err(shared)
+    }
+
+    /// The user whom others call `user_id`, acting in the account of its own, which is made when it is
+    /// first heard of. Who says that it is that user is checked before.
+    pub async fn caller_of_user(&self, user_id: &str) -> Result<Caller, StoreError> {
+        let account = self.account_of_user(user_id).await?;
+        // Accounts are never removed: one that is not there is not there yet, on this connection.
+        let suspended = self.is_suspended(&account).await?;
+        let suspended = suspended
+            .ok_or_else(|| StoreError::Unavailable("a user's account is not there yet".to_owned()))?;
+        Ok(Caller::of_user(user_id, account, suspended))
     }
 
     /// Passes on what `lookup` finds, and that it finds nothing only if that says anything.

@@ -261,7 +261,7 @@ async fn attempt_to_apply(
     effect: &impl AsyncFn(&mut Tx) -> Result<Verdict, StoreError>,
 ) -> Result<Option<Delivery>, StoreError> {
     let mut tx = db.begin().await?;
-    let _: (String,) = tx.one(&LOCK_SOURCE, binds![source.as_str()]).await?;
+    lock(&mut tx, source).await?;
     let event: Option<(String,)> = tx.optional(&STATUS, binds![source.as_str(), id]).await?;
     let Some((status,)) = event else {
         return tx.rollback().await.map(|()| None);
@@ -275,6 +275,12 @@ async fn attempt_to_apply(
     tx.execute(&DONE, binds![source.as_str(), id, verdict.status(), verdict.detail(), done_at]).await?;
     tx.commit().await?;
     Ok(Some(Delivery::First(verdict)))
+}
+
+/// Waits until nobody applies an event of that source, and keeps others from it until `tx` ends.
+pub async fn lock(tx: &mut Tx, source: Source) -> Result<(), StoreError> {
+    let _: (String,) = tx.one(&LOCK_SOURCE, binds![source.as_str()]).await?;
+    Ok(())
 }
 
 /// Takes an event off the operator's list without applying it: it was seen to in another way. `None`:

@@ -54,6 +54,7 @@ impl Inbox {
         event: &Incoming,
         apply: impl Future<Output = Result<Option<Delivery>, StoreError>>,
     ) -> Result<Delivery, StoreError> {
+        let apply = Box::pin(apply);
         let store = super::store(&self.db, source, event, self.clock.now());
         let taken = match in_turn(&self.storing, store).await {
             Ok(()) => apply.await,
@@ -90,7 +91,8 @@ impl Inbox {
         effect: impl AsyncFn(&mut Tx) -> Result<Verdict, StoreError>,
     ) -> Result<Option<Delivery>, StoreError> {
         let apply = super::apply(&self.db, source, id, again, self.clock.now(), effect);
-        let delivery = in_turn(&self.applying, apply).await?;
+        // On the heap: it holds all of the effect, and is handed on several times.
+        let delivery = in_turn(&self.applying, Box::pin(apply)).await?;
         let source = source.as_str();
         match &delivery {
             Some(Delivery::First(Verdict::Applied(what))) => {

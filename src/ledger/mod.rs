@@ -25,6 +25,8 @@ pub use balance::BalanceId;
 pub use decide::HoldState;
 pub use hold::HoldRow;
 pub use load::{Spent, spent_in_window};
+#[cfg(test)]
+pub use request::Undone;
 pub use request::{
     Action, Answer, CapOver, Fund, GrantTo, HeldFor, Keyed, Limit, NewHold, OnLost, Once, Outcome,
     PlanStanding, Record, Refusal, Request, Short, Shortage, Spending, Standing, TakeFrom, Transfer,

@@ -169,7 +169,7 @@ impl Webhook {
             tx.rollback().await?;
             Ok(effect)
         });
-        match self.inbox.in_turn(effect).await? {
+        match self.inbox.in_turn(Box::pin(effect)).await? {
             Effect::Repeated(left) => Ok((paid.user_id, left)),
             _ => Err(Rejected::Refused("An operator has dismissed this delivery.".to_owned())),
         }

@@ -56,6 +56,40 @@ pub struct Terms {
     pub limits: BTreeMap<String, i64>,
 }
 
+/// Parts of a plan as they are stated: what is absent stays as it was, also the units of an action
+/// that `limits` does not name.
+#[derive(Clone, Debug, Default)]
+pub struct Edit {
+    pub name: Option<String>,
+    pub price_cents: Option<i64>,
+    pub currency: Option<String>,
+    pub period: Option<String>,
+    pub limits: Option<BTreeMap<String, i64>>,
+}
+
+impl Edit {
+    /// The terms after it.
+    ///
+    /// Errors: a sentence about what can't be so.
+    pub fn onto(self, terms: Terms) -> Result<Terms, String> {
+        let mut limits = terms.limits;
+        limits.extend(self.limits.unwrap_or_default());
+        let stated = Definition {
+            name: self.name.unwrap_or(terms.name),
+            price_cents: self.price_cents.unwrap_or(terms.price_cents),
+            currency: self.currency,
+            period: self.period.or(Some(terms.period.as_str().to_owned())),
+            limits: Some(limits),
+            interval: Some(terms.interval.as_str().to_owned()),
+            stripe_price_id: terms.stripe_price_id,
+            included_credits: Some(terms.included_credits),
+            rate_limit_per_minute: terms.rate_limit_per_minute.map(i64::from),
+            hard_limit_cents: terms.hard_limit_cents,
+        };
+        stated.terms(&terms.currency)
+    }
+}
+
 impl Definition {
     /// The terms, in `default_currency` where none is stated.
     ///
@@ -171,6 +205,42 @@ mod tests {
         assert_eq!(terms(json!({"currency": "EUR"})).unwrap().currency, "eur");
         let plan = terms(json!({"rate_limit_per_minute": 1_000_000_000})).unwrap();
         assert_eq!(plan.rate_limit_per_minute, Some(1_000_000_000));
+    }
+
+    #[test]
+    fn an_edit_changes_what_it_names() {
+        let full = terms(json!({
+            "currency": "eur", "interval": "year", "stripe_price_id": "price_1", "included_credits": 5,
+            "rate_limit_per_minute": 1_000_000_000, "hard_limit_cents": 0, "period": "daily",
+            "limits": {"chat_tokens": 1, "images": 2},
+        }))
+        .unwrap();
+        assert_eq!(Edit::default().onto(full.clone()), Ok(full.clone()));
+        let edit = Edit {
+            name: Some("New".to_owned()),
+            price_cents: Some(7),
+            currency: Some("USD".to_owned()),
+            period: Some("monthly".to_owned()),
+            limits: Some(BTreeMap::from([("chat_tokens".to_owned(), 3)])),
+        };
+        let edited = Terms {
+            name: "New".to_owned(),
+            price_cents: 7,
+            currency: "usd".to_owned(),
+            period: Period::Monthly,
+            limits: BTreeMap::from([("chat_tokens".to_owned(), 3), ("images".to_owned(), 2)]),
+            ..full.clone()
+        };
+        assert_eq!(edit.onto(full.clone()), Ok(edited));
+        let many = (0..49).map(|number| (format!("a{number}"), 1)).collect();
+        for (edit, named) in [
+            (Edit { price_cents: Some(-1), ..Edit::default() }, "`price_cents`"),
+            (Edit { currency: Some("€".to_owned()), ..Edit::default() }, "`currency`"),
+            (Edit { period: Some("weekly".to_owned()), ..Edit::default() }, "`period`"),
+            (Edit { limits: Some(many), ..Edit::default() }, "`limits`"),
+        ] {
+            assert!(edit.onto(full.clone()).unwrap_err().contains(named), "{named}");
+        }
     }
 
     #[test]

@@ -14,6 +14,8 @@
 //! a plan.
 
 mod definition;
+#[cfg(test)]
+mod tests;
 
 use serde::Serialize;
 
@@ -24,7 +26,7 @@ use crate::{
     window::Period,
 };
 
-pub use definition::{Definition, MAX_PRICE_CENTS, Terms, could_be_code, currency};
+pub use definition::{Definition, Edit, MAX_PRICE_CENTS, Terms, could_be_code, currency};
 
 /// A plan, as it goes out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -73,6 +75,16 @@ pub enum Change {
     PriceTaken(String),
 }
 
+/// What came of changing parts of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Edited {
+    Done(Plan),
+    /// There is no plan of that code.
+    Absent,
+    /// What would come of it can't be so: a sentence.
+    Invalid(String),
+}
+
 /// The condition by which a row of `plans` is the plan of the row of `accounts` beside it.
 macro_rules! is_accounts {
     () => {
@@ -91,6 +103,7 @@ macro_rules! plan_columns {
 
 statements! {
     PLAN = concat!("SELECT ", plan_columns!(), " FROM plans WHERE code = $1");
+    LOCK_PLAN = concat!("SELECT ", plan_columns!(), " FROM plans WHERE code = $1 {for_update}");
     PLANS = concat!("SELECT ", plan_columns!(), " FROM plans WHERE code > $1 ORDER BY code LIMIT $2");
     INSERT_PLAN = "
         INSERT INTO plans (code, name, price_cents, currency, billing_interval, stripe_price_id,
@@ -187,11 +200,7 @@ pub async fn put(
     default_code: &str,
     now: Time,
 ) -> Result<Change, StoreError> {
-    let mut tx = db.begin().await?;
-    if code == default_code {
-        // As whoever marks the default does, before its own row.
-        let _: Vec<(String,)> = tx.all(&LOCK_PLANS, binds![]).await?;
-    }
+    let mut tx = begin(db, code, default_code).await?;
     if let Some(price) = &terms.stripe_price_id {
         let taken: Option<(String,)> = tx.optional(&SOLD_AT_PRICE, binds![price, code]).await?;
         if let Some((other,)) = taken {
@@ -205,23 +214,78 @@ pub async fn put(
     };
     let created_at = match made {
         true => now,
-        false => {
-            let mut values = binds![code];
-            values.extend(columns(&terms));
-            values.extend(binds![&PlanVersion::fresh(), now]);
-            match tx.one::<(i64,)>(&REPLACE_PLAN, values).await {
-                Ok((created_at,)) => Time(created_at),
-                Err(error) => return price_taken_meanwhile(db, code, &terms, error).await,
-            }
-        }
+        false => match replace(&mut tx, code, &terms, now).await {
+            Ok(created_at) => created_at,
+            Err(error) => return price_taken_meanwhile(db, code, &terms, error).await,
+        },
     };
+    finish(tx, code, default_code, now).await?;
+    let plan = Plan { code: code.to_owned(), terms, created_at, updated_at: now };
+    Ok(if made { Change::Made(plan) } else { Change::Replaced(plan) })
+}
+
+/// Makes the plan; `None`, and nothing is changed, where there is one of that code. `terms` name no
+/// price of Stripe's. `default_code` is the default plan's.
+pub async fn create(
+    db: &Db,
+    code: &str,
+    terms: Terms,
+    default_code: &str,
+    now: Time,
+) -> Result<Option<Plan>, StoreError> {
+    let mut tx = begin(db, code, default_code).await?;
+    if tx.execute(&INSERT_PLAN, new_row(code, &terms, now)).await? == 0 {
+        return tx.rollback().await.map(|()| None);
+    }
+    finish(tx, code, default_code, now).await?;
+    Ok(Some(Plan { code: code.to_owned(), terms, created_at: now, updated_at: now }))
+}
+
+/// Changes what `edit` names of a plan. Of two edits at once the second one keeps what the first one
+/// changed, unless it names it too.
+pub async fn edit(db: &Db, code: &str, edit: Edit, now: Time) -> Result<Edited, StoreError> {
+    if !could_be_code(code) {
+        return Ok(Edited::Absent);
+    }
+    let mut tx = db.begin().await?;
+    let row: Option<PlanRow> = tx.optional(&LOCK_PLAN, binds![code]).await?;
+    let Some(plan) = row.map(Plan::try_from).transpose()? else {
+        return tx.rollback().await.map(|()| Edited::Absent);
+    };
+    let terms = match edit.onto(plan.terms) {
+        Ok(terms) => terms,
+        Err(problem) => return tx.rollback().await.map(|()| Edited::Invalid(problem)),
+    };
+    replace(&mut tx, code, &terms, now).await?;
+    tx.execute(&RECORD_UNITS, binds![code, now]).await?;
+    tx.commit().await?;
+    Ok(Edited::Done(Plan { terms, updated_at: now, ..plan }))
+}
+
+/// A transaction in which the plan may be made.
+async fn begin(db: &Db, code: &str, default_code: &str) -> Result<Tx, StoreError> {
+    let mut tx = db.begin().await?;
+    if code == default_code {
+        // As whoever marks the default does, before its own row.
+        let _: Vec<(String,)> = tx.all(&LOCK_PLANS, binds![]).await?;
+    }
+    Ok(tx)
+}
+
+/// Writes all of a plan that is there. Gives when it was made.
+async fn replace(tx: &mut Tx, code: &str, terms: &Terms, now: Time) -> Result<Time, StoreError> {
+    let mut values = binds![code];
+    values.extend(columns(terms));
+    values.extend(binds![&PlanVersion::fresh(), now]);
+    tx.one::<(i64,)>(&REPLACE_PLAN, values).await.map(|(created_at,)| Time(created_at))
+}
+
+async fn finish(mut tx: Tx, code: &str, default_code: &str, now: Time) -> Result<(), StoreError> {
     tx.execute(&RECORD_UNITS, binds![code, now]).await?;
     if code == default_code {
         mark_default(&mut tx, default_code).await?;
     }
-    tx.commit().await?;
-    let plan = Plan { code: code.to_owned(), terms, created_at, updated_at: now };
-    Ok(if made { Change::Made(plan) } else { Change::Replaced(plan) })
+    tx.commit().await
 }
 
 /// What it means that a plan could not be written: that another one took its price at Stripe since
@@ -312,179 +376,4 @@ fn columns(terms: &Terms) -> Vec<crate::store::Value> {
         terms.period.as_str(),
         serde_json::Value::from_iter(limits).to_string(),
     ]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{quota, store::testing::each_backend};
-    use std::collections::BTreeMap;
-
-    statements! {
-        DEFAULTS = "SELECT code FROM plans WHERE is_default";
-        VERSION = "SELECT version FROM plans WHERE code = $1";
-        LIMIT_UNSEEN = "UPDATE plans SET limits = '{}' WHERE code = $1";
-    }
-
-    fn terms(name: &str) -> Terms {
-        Terms { name: name.to_owned(), ..at_the_start("eur")[1].1.clone() }
-    }
-
-    async fn defaults(db: &Db) -> Vec<String> {
-        let rows: Vec<(String,)> = db.all(&DEFAULTS, binds![]).await.unwrap();
-        rows.into_iter().map(|(code,)| code).collect()
-    }
-
-    async fn version(db: &Db, code: &str) -> String {
-        db.one::<(String,)>(&VERSION, binds![code]).await.unwrap().0
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn the_start_makes_what_is_absent_and_marks_one_default() {
-        each_backend(|db| async move {
-            futures_util::future::join_all((0..4).map(|_| seed(&db, "free", "usd", Time(1))))
-                .await
-                .into_iter()
-                .for_each(|seeded| seeded.unwrap());
-            assert_eq!(defaults(&db).await, ["free"]);
-            let [free, pro, pro_month] = list(&db, None, 9).await.unwrap().try_into().unwrap();
-            assert_eq!((free.code.as_str(), free.terms.price_cents), ("free", 0));
-            assert_eq!(
-                free.terms.limits,
-                BTreeMap::from([("chat_tokens".to_owned(), 100), ("tpl_run".to_owned(), 20)])
-            );
-            assert_eq!((pro.code.as_str(), pro.terms.price_cents), ("pro", 1_000));
-            assert_eq!((pro.terms.currency.as_str(), pro.terms.interval), ("usd", Interval::Month));
-            assert_eq!((pro_month.code.as_str(), pro_month.terms.price_cents), ("pro_month", 1_000));
-            assert_eq!(
-                pro_month.terms.limits,
-                BTreeMap::from([("chat_tokens".to_owned(), 10_000), ("tpl_run".to_owned(), 200)])
-            );
-
-            // What an admin changed stays; the default moves with the configuration, and may be missing.
-            put(&db, "pro", terms("Professional"), "free", Time(2)).await.unwrap();
-            let changed = version(&db, "pro").await;
-            seed(&db, "pro", "eur", Time(3)).await.unwrap();
-            assert_eq!(defaults(&db).await, ["pro"]);
-            assert_eq!(get(&db, "pro").await.unwrap().unwrap().terms, terms("Professional"));
-            let marked = version(&db, "pro").await;
-            assert_ne!(marked, changed, "what accounts without a subscription spent before counts anew");
-            seed(&db, "pro", "eur", Time(3)).await.unwrap();
-            assert_eq!(version(&db, "pro").await, marked);
-            seed(&db, "later", "eur", Time(4)).await.unwrap();
-            assert_eq!(defaults(&db).await, [""; 0]);
-            put(&db, "later", terms("Later"), "later", Time(5)).await.unwrap();
-            assert_eq!(defaults(&db).await, ["later"]);
-            // Replicas of two configurations: one plan is the default, whichever was said last.
-            seed(&db, "free", "eur", Time(6)).await.unwrap();
-            assert_eq!(defaults(&db).await, ["free"]);
-            put(&db, "later", terms("Later"), "later", Time(7)).await.unwrap();
-            assert_eq!(defaults(&db).await, ["later"]);
-        })
-        .await;
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_plan_is_made_once_and_then_replaced_whole() {
-        each_backend(|db| async move {
-            let full = Terms {
-                stripe_price_id: Some("price_1".to_owned()),
-                included_credits: 5,
-                rate_limit_per_minute: Some(1_000_000_000),
-                hard_limit_cents: Some(0),
-                period: Period::Daily,
-                limits: BTreeMap::from([("tpl_run".to_owned(), 7)]),
-                ..terms("Team")
-            };
-            let made = put(&db, "team", full.clone(), "free", Time(1)).await.unwrap();
-            let plan = Plan {
-                code: "team".to_owned(),
-                terms: full.clone(),
-                created_at: Time(1),
-                updated_at: Time(1),
-            };
-            assert_eq!(made, Change::Made(plan.clone()));
-            assert_eq!(get(&db, "team").await.unwrap(), Some(plan));
-            let first = version(&db, "team").await;
-
-            let taken = put(&db, "other", full.clone(), "free", Time(2)).await.unwrap();
-            assert_eq!(taken, Change::PriceTaken("team".to_owned()));
-            assert_eq!(get(&db, "other").await.unwrap(), None);
-
-            let Change::Replaced(plan) = put(&db, "team", terms("Team"), "free", Time(3)).await.unwrap()
-            else {
-                panic!("it was there");
-            };
-            assert_eq!((plan.created_at, plan.updated_at), (Time(1), Time(3)));
-            assert_eq!(get(&db, "team").await.unwrap(), Some(plan));
-            assert!(version(&db, "team").await > first);
-            assert_eq!(put(&db, "other", full, "free", Time(4)).await.unwrap(), {
-                let plan = get(&db, "other").await.unwrap().unwrap();
-                Change::Made(plan)
-            });
-
-            let page = list(&db, None, 1).await.unwrap();
-            assert_eq!(page[0].code, "other");
-            assert_eq!(list(&db, Some("other"), 9).await.unwrap()[0].code, "team");
-            for nothing in ["", "none", "no plan", "a\0"] {
-                assert_eq!(get(&db, nothing).await.unwrap(), None, "{nothing:?}");
-            }
-        })
-        .await;
-    }
-
-    /// How the plan's units were defined, and when.
-    async fn recorded(db: &Db, code: &str) -> Vec<(Period, i64, Time)> {
-        let mut tx = db.begin_read().await.unwrap();
-        let mut versions = quota::terms::versions(&mut tx, &[code], Time(0)).await.unwrap();
-        let versions = versions.remove(code).unwrap_or_default().into_iter();
-        versions.map(|v| (v.period, v.limits.get("tpl_run").copied().unwrap_or(0), v.from)).collect()
-    }
-
-    fn units(period: Period, tpl_run: i64) -> Terms {
-        Terms { period, limits: BTreeMap::from([("tpl_run".to_owned(), tpl_run)]), ..terms("Units") }
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn each_change_of_a_plans_units_is_recorded_in_order() {
-        each_backend(|db| async move {
-            use Period::{Daily, Monthly};
-            let put = async |terms, now| drop(put(&db, "team", terms, "free", now).await.unwrap());
-            put(units(Daily, 5), Time(10)).await;
-            put(Terms { price_cents: 7, ..units(Daily, 5) }, Time(20)).await;
-            assert_eq!(recorded(&db, "team").await, [(Daily, 5, Time(10))], "its price is no unit");
-            put(units(Monthly, 5), Time(30)).await;
-            put(units(Monthly, 6), Time(30)).await;
-            put(units(Daily, 5), Time(25)).await;
-            let all =
-                [(Daily, 5, Time(10)), (Monthly, 5, Time(30)), (Monthly, 6, Time(31)), (Daily, 5, Time(32))];
-            assert_eq!(recorded(&db, "team").await, all, "no later change has an earlier time");
-
-            for _ in 0..2 {
-                seed(&db, "free", "usd", Time(40)).await.unwrap();
-                assert_eq!(recorded(&db, "free").await, [(Monthly, 20, Time(40))]);
-                assert_eq!(recorded(&db, "pro_month").await, [(Monthly, 200, Time(40))]);
-            }
-            assert_eq!(recorded(&db, "team").await, all);
-            db.execute(&LIMIT_UNSEEN, binds!["team"]).await.unwrap();
-            seed(&db, "free", "usd", Time(50)).await.unwrap();
-            assert_eq!(recorded(&db, "team").await.last(), Some(&(Daily, 0, Time(50))));
-        })
-        .await;
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn changes_at_once_are_recorded_one_after_the_other() {
-        each_backend(|db| async move {
-            let puts = (1..=8).map(|number| put(&db, "team", units(Period::Daily, number), "free", Time(5)));
-            let puts = futures_util::future::join_all(puts).await;
-            assert!(puts.iter().all(Result::is_ok), "{puts:?}");
-            let recorded = recorded(&db, "team").await;
-            let times: Vec<i64> = recorded.iter().map(|(_, _, from)| from.0).collect();
-            assert_eq!(times, (5..13).collect::<Vec<_>>());
-            let last = get(&db, "team").await.unwrap().unwrap().terms.limits["tpl_run"];
-            assert_eq!(recorded.last().map(|(_, units, _)| *units), Some(last));
-        })
-        .await;
-    }
 }

@@ -28,6 +28,8 @@ use crate::{
 
 pub mod receipt;
 pub mod terms;
+#[cfg(test)]
+mod tests;
 
 use terms::Terms;
 

@@ -9,10 +9,10 @@
 //! not. Errors and logs hold neither the secret key nor more of Stripe's answer than its error's
 //! type, code, parameter and message.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use backon::{ExponentialBuilder, Retryable};
-use miniserde::Deserialize;
+use miniserde::{Deserialize, json::Value};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use stripe::{ApiErrors, ClientBuilder, IdempotencyKey, RequestStrategy, StripeRequest};
@@ -79,6 +79,37 @@ fn may_pass(status: u16) -> bool {
 pub struct Session {
     pub id: String,
     pub url: String,
+}
+
+/// A payment, as far as it is looked at.
+#[derive(Debug, Deserialize)]
+pub struct PaymentIntent {
+    pub id: String,
+    pub status: String,
+    /// What has come, in the currency's smallest unit.
+    pub amount_received: i64,
+    pub currency: String,
+    pub metadata: BTreeMap<String, String>,
+    /// The charge that paid it: whole, as it is asked for, or its id.
+    latest_charge: Option<Value>,
+}
+
+impl PaymentIntent {
+    /// Whether any of it went back, or may: a payment has succeeded all the same.
+    pub fn was_reversed(&self) -> bool {
+        let Some(Value::Object(charge)) = &self.latest_charge else { return false };
+        let refunded = match charge.get("amount_refunded") {
+            Some(Value::Number(amount)) => amount.to_string() != "0",
+            _ => false,
+        };
+        refunded || matches!(charge.get("disputed"), Some(Value::Bool(true)))
+    }
+}
+
+/// What is to be told whole instead of by its id.
+#[derive(Serialize)]
+struct Expand {
+    expand: [&'static str; 1],
 }
 
 #[derive(Deserialize)]
@@ -182,10 +213,21 @@ impl Client {
         let query = InvoicePayments { of: "payment_intent", payment_intent: intent };
         let request =
             RequestBuilder::new(StripeMethod::Get, "/invoice_payments").query(&Filter { payment: query });
-        let sent = request.customize::<List>().send(&self.inner);
+        let list: List = self.look_up(request).await?;
+        Ok(list.data.into_iter().next().and_then(|payment| payment.invoice))
+    }
+
+    /// The payment intent of that id, which is put into the path as it is.
+    pub async fn payment_intent(&self, id: &str) -> Result<PaymentIntent, StripeError> {
+        let request = RequestBuilder::new(StripeMethod::Get, format!("/payment_intents/{id}"));
+        self.look_up(request.query(&Expand { expand: ["latest_charge"] })).await
+    }
+
+    /// Asks once for what changes nothing.
+    async fn look_up<T: Deserialize>(&self, request: RequestBuilder) -> Result<T, StripeError> {
+        let sent = request.customize::<T>().send(&self.inner);
         match timeout(ATTEMPT_WITHIN, sent).await {
-            Ok(Ok(list)) => Ok(list.data.into_iter().next().and_then(|payment| payment.invoice)),
-            Ok(Err(error)) => Err(self.understand(error)),
+            Ok(answer) => answer.map_err(|error| self.understand(error)),
             Err(_) => Err(StripeError::TimedOut),
         }
     }

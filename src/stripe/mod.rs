@@ -33,7 +33,7 @@ use crate::{
 };
 
 pub use checkout::{Bought, Order, Sale};
-pub use client::{Session, StripeError};
+pub use client::{PaymentIntent, Session, StripeError};
 pub use customer::customer_of;
 
 use client::Client;
@@ -84,6 +84,11 @@ impl Stripe {
     /// Stripe's id of the invoice that was paid by the payment intent of that id, if it paid one.
     pub async fn invoice_of(&self, payment_intent: &str) -> Result<Option<String>, StripeError> {
         self.client.invoice_of(payment_intent).await
+    }
+
+    /// The payment intent of that id.
+    pub async fn payment_intent(&self, id: &str) -> Result<PaymentIntent, StripeError> {
+        self.client.payment_intent(id).await
     }
 
     /// The address of the portal in which the account manages what it bought, and from which it

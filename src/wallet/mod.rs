@@ -6,6 +6,9 @@
 
 mod credits;
 pub mod pricing;
+pub mod purchase;
+#[cfg(test)]
+mod tests;
 mod tokens;
 pub mod transactions;
 

@@ -21,6 +21,7 @@ mod model;
 mod outages;
 mod plans;
 mod poison;
+mod pricing;
 mod rate;
 mod readme;
 mod replicas;

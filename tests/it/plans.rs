@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Backend, Options, Server, all_of, both, names, postgres, shape};
+use crate::harness::{Backend, Client, Options, Server, all_of, both, names, postgres, shape, storm};
+
+const TOKEN: &str = "a-token-that-only-services-have-0123456789";
+const INTERNAL: &str = "/internal/billing/plans";
 
 const FIELDS: [&str; 13] = [
     "code",
@@ -198,4 +201,170 @@ async fn replicas_that_start_at_once_make_each_plan_once(backend: Backend) {
         let plans = all_of(&server.admin(), "/v1/plans?limit=9").await;
         assert_eq!(names(&plans, "code"), ["free", "pro", "pro_month"]);
     }
+}
+
+/// A server, and a client with its service key.
+async fn start_for_services(backend: &Backend) -> (Server, Client) {
+    let server = Server::start(Options::on(backend).var("SERVICE_TOKEN", TOKEN)).await;
+    let service = server.anonymous().with_header("X-Internal-Key", TOKEN);
+    (server, service)
+}
+
+fn team() -> Value {
+    json!({
+        "code": "team", "name": "Team", "period": "daily", "limits": {"chat_tokens": 500, "tpl_run": 5},
+        "price_cents": 2_500, "currency": "EUR",
+    })
+}
+
+both!(another_service_makes_a_plan_once);
+async fn another_service_makes_a_plan_once(backend: Backend) {
+    let (server, service) = start_for_services(&backend).await;
+    let made = service.post(INTERNAL, team()).await.expect(201);
+    shape(&made, &FIELDS);
+    for (field, value) in team().as_object().unwrap() {
+        let wanted = if field == "currency" { &json!("eur") } else { value };
+        assert_eq!(&made[field], wanted, "{field} of {made}");
+    }
+    assert_eq!((&made["interval"], &made["stripe_price_id"]), (&json!("month"), &Value::Null));
+
+    let mut other = team();
+    other["price_cents"] = json!(1);
+    for again in [team(), other] {
+        service.post(INTERNAL, again.clone()).await.expect_code(409, "plan_exists");
+        server.admin().post(INTERNAL, again).await.expect_code(409, "plan_exists");
+    }
+    for path in [&format!("{INTERNAL}/team"), "/v1/plans/team"] {
+        assert_eq!(service.get(path).await.expect(200), made, "one catalogue, and nothing was changed");
+    }
+    let path = format!("{INTERNAL}?limit=2");
+    assert_eq!(names(&all_of(&service, &path).await, "code"), ["free", "pro", "pro_month", "team"]);
+    assert_eq!(service.get(INTERNAL).await.expect(200), service.get("/v1/plans").await.expect(200));
+
+    let free = json!({"code": "free", "name": "Free", "period": "daily", "limits": {}, "price_cents": 0});
+    service.post(INTERNAL, free).await.expect_code(409, "plan_exists");
+    let minimal = json!({"code": "min", "name": "Min", "period": "monthly", "limits": {}, "price_cents": 0});
+    let untyped = service.call("POST", INTERNAL).body("text/plain", minimal.to_string()).send().await;
+    assert_eq!(untyped.expect(201)["currency"], "usd");
+}
+
+postgres!(of_many_who_make_a_plan_on_all_replicas_one_does);
+async fn of_many_who_make_a_plan_on_all_replicas_one_does(backend: Backend) {
+    let ((_one, first), (_other, second)) =
+        (start_for_services(&backend).await, start_for_services(&backend).await);
+    let services = [first.clone(), second];
+    let answers = storm(20, 40, move |number| {
+        let service = services[number % 2].clone();
+        let mut plan = team();
+        plan["price_cents"] = json!(number);
+        async move { service.post(INTERNAL, plan).await }
+    })
+    .await;
+    let (made, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status == 201);
+    assert_eq!((made.len(), refused.len()), (1, 39));
+    for refused in refused {
+        refused.expect_code(409, "plan_exists");
+    }
+    assert_eq!(first.get("/v1/plans/team").await.expect(200), made[0].body());
+}
+
+both!(another_service_changes_what_it_names_of_a_plan);
+async fn another_service_changes_what_it_names_of_a_plan(backend: Backend) {
+    let (server, service) = start_for_services(&backend).await;
+    let path = format!("{INTERNAL}/team");
+    service.put(&path, team()).await.expect_code(404, "plan_not_found");
+    let full = json!({
+        "name": "Team", "price_cents": 1, "interval": "year", "stripe_price_id": "price_1",
+        "included_credits": 500, "rate_limit_per_minute": 120, "hard_limit_cents": 900, "period": "monthly",
+        "limits": {"chat_tokens": 1, "images": 7},
+    });
+    let mut wanted = server.admin().put("/v1/plans/team", full).await.expect(201);
+    let mut edited = |edit: Value, changes: Value| {
+        for (field, value) in changes.as_object().unwrap() {
+            wanted[field] = value.clone();
+        }
+        let (service, path, mut wanted) = (service.clone(), path.clone(), wanted.clone());
+        async move {
+            let edited = service.put(&path, edit).await.expect(200);
+            wanted["updated_at"] = edited["updated_at"].clone();
+            assert_eq!(edited, wanted);
+            assert_eq!(service.get("/v1/plans/team").await.expect(200), wanted);
+        }
+    };
+    let limits = json!({"chat_tokens": 500, "images": 7, "tpl_run": 5});
+    let changes = json!({"period": "daily", "limits": limits, "price_cents": 2_500, "currency": "eur"});
+    edited(team(), changes).await;
+    edited(json!({}), json!({})).await;
+    edited(json!({"name": "Crew", "limits": null}), json!({"name": "Crew"})).await;
+    let limits = json!({"chat_tokens": 500, "images": 7, "tpl_run": 6});
+    edited(json!({"limits": {"tpl_run": 6}}), json!({"limits": limits})).await;
+}
+
+both!(what_another_service_states_wrongly_of_a_plan_is_400);
+async fn what_another_service_states_wrongly_of_a_plan_is_400(backend: Backend) {
+    let (_server, service) = start_for_services(&backend).await;
+    let before = service.get(INTERNAL).await.expect(200);
+    let with = |field: &str, value: Value| {
+        let mut plan = team();
+        plan[field] = value;
+        plan
+    };
+    for field in ["code", "name", "period", "limits", "price_cents"] {
+        service.post(INTERNAL, with(field, Value::Null)).await.expect_error(400);
+    }
+    for (field, value) in [
+        ("name", json!("")),
+        ("name", json!("a\nb")),
+        ("period", json!("weekly")),
+        ("period", json!("Daily")),
+        ("limits", json!([])),
+        ("limits", json!({"chat_tokens": -1})),
+        ("limits", json!({"chat_tokens": 1.0})),
+        ("limits", json!({"chat_tokens": null})),
+        ("limits", json!({"Chat": 1})),
+        ("price_cents", json!(-1)),
+        ("price_cents", json!(100_000_000)),
+        ("price_cents", json!("5")),
+        ("currency", json!("dollars")),
+        ("interval", json!("month")),
+        ("code", json!("")),
+        ("code", json!("a b")),
+        ("code", json!("a\0")),
+        ("code", json!("x".repeat(65))),
+    ] {
+        let bad = with(field, value);
+        service.post(INTERNAL, bad.clone()).await.expect_error(400);
+        service.put(&format!("{INTERNAL}/pro"), bad).await.expect_error(400);
+    }
+    service.put(&format!("{INTERNAL}/pro"), with("code", json!("team"))).await.expect_error(400);
+    service.post(&format!("{INTERNAL}?x=1"), team()).await.expect_error(400);
+    service.call("POST", INTERNAL).body("application/json", "{").send().await.expect_error(400);
+    for nowhere in ["none", "a%20b", "a%00"] {
+        service.get(&format!("{INTERNAL}/{nowhere}")).await.expect_code(404, "plan_not_found");
+        service.put(&format!("{INTERNAL}/{nowhere}"), json!({})).await.expect_code(404, "plan_not_found");
+    }
+    assert_eq!(service.get(INTERNAL).await.expect(200), before);
+}
+
+both!(plans_for_services_are_for_services_and_admins);
+async fn plans_for_services_are_for_services_and_admins(backend: Backend) {
+    let (server, _) = start_for_services(&backend).await;
+    let (anonymous, customer) = (server.anonymous(), server.customer("acme").await);
+    let reader = customer.another_key(&server.admin(), json!({"scopes": ["read", "billing"]})).await;
+    let one = format!("{INTERNAL}/pro");
+    for (client, status) in [
+        (anonymous.clone(), 401),
+        (anonymous.with_key("no-key-of-anyone"), 401),
+        (anonymous.with_header("x-internal-key", "no service has this token"), 401),
+        (customer.client(), 403),
+        (reader.client(), 403),
+    ] {
+        client.get(INTERNAL).await.expect_error(status);
+        client.get(&one).await.expect_error(status);
+        client.post(INTERNAL, team()).await.expect_error(status);
+        client.put(&one, json!({"price_cents": 0})).await.expect_error(status);
+    }
+    assert_eq!(server.admin().get(&one).await.expect(200)["price_cents"], 1_000);
+    server.admin().put(&one, json!({"price_cents": 5})).await.expect(200);
+    server.admin().post(INTERNAL, team()).await.expect(201);
 }

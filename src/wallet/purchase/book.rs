@@ -1,0 +1,79 @@
+//! Books a purchase that is believed: once, whoever comes with it.
+//!
+//! # Failure behavior
+//!
+//! The purchase, its credits and its line in the wallet are one transaction. Of several at once one books
+//! it; the others are told that it is known.
+
+use super::Verified;
+use crate::{
+    clock::Time,
+    id::AccountId,
+    inbox::{self, Source},
+    money::Nanos,
+    store::{Db, StoreError, binds, despite_conflicts, statements},
+    wallet::{self, Grant, PaidFor, Payment},
+};
+
+statements! {
+    ADD_PURCHASE = "
+        INSERT INTO wallet_purchases (transaction_id, account_id, product_id, credits, verified_by, created_at)
+        VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (transaction_id) DO NOTHING";
+}
+
+/// Credits that were paid for elsewhere.
+#[derive(Clone, Debug)]
+pub struct Paid {
+    pub transaction_id: String,
+    pub product_id: String,
+    pub credits: i64,
+    /// Who vouches for it: a provider, an admin or another service.
+    pub verified_by: &'static str,
+    pub payment: Payment,
+    /// What was paid, where a refund may be told of later; otherwise 0.
+    pub amount_cents: i64,
+}
+
+impl From<Verified> for Paid {
+    fn from(verified: Verified) -> Paid {
+        let Verified { transaction_id, product_id, verified_by, credits, payment, amount_cents } = verified;
+        let verified_by = verified_by.as_str();
+        Paid { transaction_id, product_id, credits, verified_by, payment, amount_cents }
+    }
+}
+
+/// Adds what was paid for to the account's credits, of which one is worth `credit_value`. `false`: the
+/// transaction was booked before, and nothing is added.
+pub async fn book(
+    db: &Db,
+    account: &AccountId,
+    paid: &Paid,
+    credit_value: Nanos,
+    now: Time,
+) -> Result<bool, StoreError> {
+    let Paid { transaction_id, product_id, credits, verified_by, payment, amount_cents } = paid;
+    let grant = Grant {
+        paid_for: PaidFor::Transaction(transaction_id.clone()),
+        account: account.clone(),
+        credits: *credits,
+        credit_value,
+        amount_cents: *amount_cents,
+        payment: payment.clone(),
+    };
+    despite_conflicts(async || {
+        let mut tx = db.begin().await?;
+        if *payment != Payment::default() {
+            // A refund that Stripe tells of at this moment must find it, or be found by it.
+            inbox::lock(&mut tx, Source::Stripe).await?;
+        }
+        let values = binds![transaction_id, account, product_id, *credits, *verified_by, now];
+        if tx.execute(&ADD_PURCHASE, values).await? == 0 {
+            tx.rollback().await?;
+            return Ok(false);
+        }
+        wallet::grant(&mut tx, &grant, "booked", now).await?;
+        tx.commit().await?;
+        Ok(true)
+    })
+    .await
+}
