@@ -19,6 +19,7 @@ mod keys;
 mod metrics;
 mod model;
 mod outages;
+mod payments;
 mod plans;
 mod poison;
 mod pricing;
