@@ -332,10 +332,10 @@ mod tests {
 
     #[test]
     fn a_user_may_do_everything_in_the_own_account_and_is_no_admin() {
-        let user = Caller::of_user("acct_1".into(), false);
-        assert!(user.is_user() && !user.is_admin() && !user.service);
+        let user = Caller::of_user("ann", "acct_1".into(), false);
+        assert!(user.user() == Some("ann") && !user.is_admin() && !user.service);
         assert!(KeyScope::ALL.into_iter().all(|scope| user.may(scope) == (scope != KeyScope::Admin)));
-        assert!(!caller(None).is_user());
+        assert_eq!(caller(None).user(), None);
     }
 
     #[test]
