@@ -347,8 +347,7 @@ impl Environment {
 }
 
 /// What is wrong with the environment so far.
-#[derive(Default)]
-pub(crate) struct Problems(Vec<String>);
+pub(crate) struct Problems(pub(crate) Vec<String>);
 
 impl Problems {
     /// Notes what is wrong with that variable.
@@ -478,6 +477,14 @@ mod tests {
             ("HOST", "hunter2"),
             ("PORT", "65536"),
             ("RUST_LOG", "a=b=c"),
+            ("CREDIT_PRODUCTS", "hunter2"),
+            ("APPLE_ROOT_CERTIFICATES", "hunter2"),
+            ("APPLE_BUNDLE_ID", "hunter2!"),
+            ("APPLE_ALLOW_SANDBOX", "hunter2"),
+            ("GOOGLE_PLAY_PACKAGE", "hunter2/"),
+            ("GOOGLE_PLAY_CREDENTIALS", "hunter2"),
+            ("GOOGLE_PLAY_API_BASE", "hunter2"),
+            ("GOOGLE_PLAY_ALLOW_TEST", "hunter2"),
         ];
         let report = config(&wrong).err().unwrap().to_string();
         assert_eq!(report.lines().count(), wrong.len(), "{report}");

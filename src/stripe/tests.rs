@@ -17,6 +17,7 @@ use crate::{
     id::{AccountId, PurchaseId},
     identity::{Identity, account},
     inbox::{self, Delivery, Inbox, Verdict},
+    money::Nanos,
     store::{Db, binds, statements, testing::each_backend},
     telemetry::Metrics,
     wallet,
@@ -602,6 +603,33 @@ async fn money_that_goes_back_takes_its_credits_along() {
         let replayed = world.webhook.replay(&format!("evt_1_{}", customer.account)).await.unwrap();
         assert!(matches!(replayed, Some(Delivery::First(Verdict::Applied(_)))), "{replayed:?}");
         assert_eq!(world.credits(&customer).await, 700);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_of_a_payment_that_an_app_took_from_a_customer_of_its_own_takes_its_credits_along() {
+    each_backend(|db| async move {
+        let world = World::new(db).await;
+        let customer = world.customer(None, None).await;
+        let charge = json!({"id": "ch_app", "customer": "cus_of_the_app", "payment_intent": "pi_app",
+                            "amount": 1000, "amount_refunded": 400});
+        let unknown = world.tell(&customer.event(1, "charge.refunded", 100, charge.clone())).await;
+        assert!(matches!(unknown, Verdict::Ignored(_)), "{unknown:?}");
+        let grant = wallet::Grant {
+            paid_for: wallet::PaidFor::Invoice("pi_app".to_owned()),
+            account: customer.account.clone(),
+            credits: 1000,
+            credit_value: Nanos(CENT),
+            amount_cents: 1000,
+            payment: wallet::Payment { intent: Some("pi_app".to_owned()), ..Default::default() },
+        };
+        let mut tx = world.db.begin().await.unwrap();
+        wallet::grant(&mut tx, &grant, "pi_app", Time(NOW)).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(world.credits(&customer).await, 1000);
+        world.tell(&customer.event(2, "charge.refunded", 200, charge)).await;
+        assert_eq!(world.credits(&customer).await, 600);
     })
     .await;
 }

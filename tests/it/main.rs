@@ -15,6 +15,7 @@ mod credits;
 mod holds;
 mod idempotency;
 mod input;
+mod jwt;
 mod keys;
 mod metrics;
 mod model;
