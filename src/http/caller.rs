@@ -336,6 +336,16 @@ mod tests {
     }
 
     #[test]
+    fn only_what_comes_as_bearer_can_be_a_token() {
+        let is_bearer =
+            |lines| matches!(credentials(&headers(lines), &[]), Ok(Presented::Bearer(token)) if token == "t");
+        assert!(is_bearer(&[("authorization", "Bearer t")]));
+        assert!(is_bearer(&[("x-api-key", "t"), ("authorization", "Bearer t")]));
+        assert!(!is_bearer(&[("x-api-key", "t")]));
+        assert!(!is_bearer(&[("authorization", "Basic t"), ("x-api-key", "t")]));
+    }
+
+    #[test]
     fn a_service_key_is_enough_whatever_else_is_there() {
         for lines in [
             &[("x-internal-key", "newer")] as &[_],

@@ -12,12 +12,8 @@ use super::{
 use crate::{
     clock::Time,
     identity::{Caller, could_be_user},
-    quota::{self, Effect, Left, Metered, Order, receipt, receipt::Receipt},
+    quota::{self, Effect, Left, MAX_UNITS, Metered, Order, receipt, receipt::Receipt},
 };
-
-/// The most units that one debit or credit moves: beyond it a program that reads JSON numbers as floats
-/// would miscount.
-const MAX_UNITS: i64 = 1_000_000_000_000_000;
 
 #[derive(Deserialize)]
 pub struct DebitBody {
@@ -177,7 +173,8 @@ fn done(state: &AppState, user_id: &str, effect: Effect) -> Result<Left, ApiErro
     }
 }
 
-fn show(state: &AppState, user_id: &str, left: &Left) {
+/// Shows in the metrics what is left.
+pub fn show(state: &AppState, user_id: &str, left: &Left) {
     let own = state.config.metrics_per_user.then_some(user_id);
     state.metrics.show_quota(own, left.chat, left.template);
 }
@@ -190,7 +187,7 @@ fn user(user_id: &str) -> Result<&str, ApiError> {
 }
 
 fn name<'a>(field: &str, given: &'a str) -> Result<&'a str, ApiError> {
-    match (1..=200).contains(&given.len()) && !given.contains(char::is_control) {
+    match quota::could_be_name(given) {
         true => Ok(given),
         false => {
             Err(ApiError::invalid(format!("`{field}` must be 1 to 200 bytes without control characters.")))

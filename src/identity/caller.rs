@@ -331,6 +331,14 @@ mod tests {
     }
 
     #[test]
+    fn a_user_may_do_everything_in_the_own_account_and_is_no_admin() {
+        let user = Caller::of_user("ann", "acct_1".into(), false);
+        assert!(user.user() == Some("ann") && !user.is_admin() && !user.service);
+        assert!(KeyScope::ALL.into_iter().all(|scope| user.may(scope) == (scope != KeyScope::Admin)));
+        assert_eq!(caller(None).user(), None);
+    }
+
+    #[test]
     fn a_limited_key_hands_on_its_limits_or_less() {
         let (rate, end) = (Some(30), Some(Time(500)));
         let both = limited(rate, end);

@@ -335,6 +335,25 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn a_user_of_others_has_one_account_from_the_first_sight_on() {
+        each_backend(|db| async move {
+            let replicas: Vec<Identity> = (0..8).map(|_| identity(&db).0).collect();
+            let sights = replicas.iter().map(|replica| replica.caller_of_user("ann"));
+            let seen = futures_util::future::join_all(sights).await;
+            let ann = seen[0].as_ref().unwrap().clone();
+            assert!(seen.iter().all(|caller| caller.as_ref().unwrap() == &ann));
+            assert_ne!(replicas[0].caller_of_user("Ann").await.unwrap().account, ann.account);
+            // An account's id is no user's name, and the other way round.
+            let named_so = replicas[0].caller_of_user(ann.account.as_str()).await.unwrap();
+            assert_ne!(named_so.account, ann.account);
+            let change = account::Change { suspended: Some(true), ..Default::default() };
+            replicas[0].change_account(&ann.account, change).await.unwrap().unwrap();
+            assert!(replicas[0].caller_of_user("ann").await.unwrap().suspended);
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn ends_are_kept_to_the_millisecond_whatever_is_cached() {
         each_backend(|db| async move {
             let (identity, clock) = identity(&db);

@@ -13,6 +13,7 @@ statements! {
     ADD_RECEIPT = "
         INSERT INTO quota_receipts (order_id, account_id, plan, units, amount, currency, status, created_at)
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+    PAID = "SELECT amount, currency FROM quota_receipts WHERE order_id = $1";
     RECEIPTS = "
         SELECT order_id, plan, units, amount, currency, status, created_at FROM quota_receipts
         WHERE account_id = $1 AND (created_at, order_id) < ($2, $3)
@@ -82,6 +83,12 @@ pub(super) async fn add(
     let values = binds![order_id, account, plan_code, units.to_string(), amount, currency, status, now];
     tx.execute(&ADD_RECEIPT, values).await?;
     Ok(())
+}
+
+/// The amount and the currency that an order was paid with, if it was credited for a payment.
+pub async fn paid(tx: &mut Tx, order_id: &str) -> Result<Option<(String, String)>, StoreError> {
+    let row: Option<(Option<String>, Option<String>)> = tx.optional(&PAID, binds![order_id]).await?;
+    Ok(row.and_then(|(amount, currency)| Some((amount?, currency?))))
 }
 
 /// Up to `limit` of the account's receipts, newest first, from below those of the cursor `before` on.

@@ -428,17 +428,18 @@ async fn refund(
     else {
         return Ok(ignored("nothing was refunded"));
     };
-    // All that we sell has a customer.
-    if let Some(customer) = charge.id("customer")
-        && !purchase::is_customer(tx, &customer).await?
-    {
-        return Ok(ignored("its customer is none of ours"));
-    }
     let payment = Payment {
         intent: charge.id("payment_intent"),
         charge: Some(id.clone()),
         invoice: charge.id("invoice").or(invoice),
     };
+    // All that we sell has a customer of ours; what was paid elsewhere and verified is known by its grant.
+    if let Some(customer) = charge.id("customer")
+        && !purchase::is_customer(tx, &customer).await?
+        && !wallet::paid_for_any(tx, &payment).await?
+    {
+        return Ok(ignored("its customer is none of ours"));
+    }
     let status = ReversalStatus::Refunded;
     let reversal = Reversal { id, payment, amount_cents, status, at: event.created_at };
     reverse(tx, &reversal, event, now).await

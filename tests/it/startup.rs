@@ -28,7 +28,7 @@ async fn failed_start(variables: &[(&str, &str)]) -> (std::process::ExitStatus, 
 }
 
 /// For each variable a value that can't be parsed.
-const WRONG: [(&str, &str); 12] = [
+const WRONG: [(&str, &str); 15] = [
     ("DATABASE_URL", "mysql://root:hunter2@localhost/x"),
     ("REDIS_URL", "http://:hunter2@localhost"),
     ("COST_PER_CAST_CENTS", "one-hunter2"),
@@ -37,6 +37,9 @@ const WRONG: [(&str, &str); 12] = [
     ("TRUSTED_PROXIES", "10.0.0.0/99"),
     ("MAX_BODY_BYTES", "1 MiB"),
     ("UPSTREAM_ALLOW_PRIVATE", "perhaps"),
+    ("JWT_SECRET", "-----BEGIN PUBLIC KEY-----\nhunter2"),
+    ("JWT_PUBLIC_KEY", include_str!("../jwt/rsa_1024.pub.pem")),
+    ("JWKS_URL", "http://hunter2.example/keys"),
     ("BOOTSTRAP_API_KEY", "too-short-hunter2"),
     ("HOST", "not an address"),
     ("PORT", "65536"),

@@ -236,7 +236,7 @@ async fn it_ends_to_the_millisecond() {
     let clock = Clock::manual(at(NOW));
     let verifier = Verifier::new(&secret(), clock.clone()).unwrap();
     let token = by_secret(&json!({"sub": "ann", "exp": NOW, "nbf": NOW, "iat": NOW}));
-    assert!(LEEWAY_MS <= 60_000);
+    const { assert!(LEEWAY_MS <= 60_000) };
     let moments = [
         (-LEEWAY_MS - 1, "not valid yet"),
         (-LEEWAY_MS, ""),

@@ -57,6 +57,7 @@ impl Variables {
             let needed = store.iter().chain([&sold]).filter(|(_, given)| !given);
             missing.extend(needed.map(|(name, _)| *name));
         }
+        missing.sort_unstable();
         missing.dedup();
         for name in missing {
             problems.add(name, "must be set too, where purchases of an app store are to be verified");
@@ -104,7 +105,7 @@ fn products(text: &str) -> Result<Products, &'static str> {
     for product in text.split(',').map(str::trim).filter(|product| !product.is_empty()) {
         let (id, credits) = product.rsplit_once('=').ok_or(WRONG)?;
         let (id, credits) = (id.trim_end(), credits.trim_start().parse().map_err(|_| WRONG)?);
-        let fits = (1..=MAX_ID_BYTES).contains(&id.len()) && (1..=MAX_CREDITS).contains(&credits);
+        let fits = is_store_id(id) && (1..=MAX_CREDITS).contains(&credits);
         if !fits || products.insert(id.to_owned(), credits).is_some() {
             return Err(WRONG);
         }
@@ -128,8 +129,118 @@ fn certificates(pem: &str) -> Result<Vec<Vec<u8>>, &'static str> {
 }
 
 fn app_id(text: &str) -> Result<Option<String>, &'static str> {
-    let fits = text.len() <= MAX_ID_BYTES
+    match is_store_id(text) {
+        true => Ok(Some(text.to_owned())),
+        false => Err("must be an app's id, such as com.example.app"),
+    }
+}
+
+/// Whether it could be the id of an app or a product in one of the stores.
+fn is_store_id(text: &str) -> bool {
+    text.len() <= MAX_ID_BYTES
         && text.contains(|c: char| c.is_ascii_alphanumeric())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-    if fits { Ok(Some(text.to_owned())) } else { Err("must be an app's id, such as com.example.app") }
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = include_str!("google/service_account.pem");
+
+    fn read(variables: &[(&str, &str)]) -> (Purchases, Vec<String>) {
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let mut problems = Problems(Vec::new());
+        let purchases = envy::from_iter::<_, Variables>(variables).unwrap().read(&mut problems);
+        (purchases, problems.0)
+    }
+
+    fn certificate() -> (String, Vec<u8>) {
+        let made = rcgen::generate_simple_self_signed(Vec::new()).unwrap().cert;
+        (made.pem(), made.der().to_vec())
+    }
+
+    fn account() -> String {
+        let account = [("client_email", "a@b"), ("private_key", KEY), ("token_uri", "https://token.example")];
+        serde_json::to_string(&BTreeMap::from(account)).unwrap()
+    }
+
+    #[test]
+    fn without_its_variables_nothing_can_be_verified_and_nothing_is_wrong() {
+        let (purchases, problems) = read(&[]);
+        assert!(problems.is_empty() && purchases.apple.is_none() && purchases.google.is_none());
+        let (purchases, problems) = read(&[("APPLE_ALLOW_SANDBOX", "1"), ("CREDIT_PRODUCTS", "a=1")]);
+        assert!(problems.is_empty() && purchases.apple.is_none() && purchases.google.is_none());
+    }
+
+    #[test]
+    fn both_app_stores_are_set_up_by_their_variables() {
+        let ((one, der), (two, other), account) = (certificate(), certificate(), account());
+        let several = format!("{}\n{two}", one.replace('\n', "\\n"));
+        let (purchases, problems) = read(&[
+            ("CREDIT_PRODUCTS", " c.100=100, c.500 = 500,"),
+            ("APPLE_ROOT_CERTIFICATES", &several),
+            ("APPLE_BUNDLE_ID", "com.example.app"),
+            ("APPLE_ALLOW_SANDBOX", "true"),
+            ("GOOGLE_PLAY_PACKAGE", "com.example.app_2"),
+            ("GOOGLE_PLAY_CREDENTIALS", &account),
+        ]);
+        assert_eq!(problems, Vec::<String>::new());
+        let Purchases { products, apple: Some(apple), google: Some(google) } = purchases else { panic!() };
+        assert_eq!(products.0, BTreeMap::from([("c.100".to_owned(), 100), ("c.500".to_owned(), 500)]));
+        assert_eq!((apple.roots, apple.allow_sandbox), (vec![der, other], true));
+        assert_eq!((google.package.as_str(), google.allow_test), ("com.example.app_2", false));
+        assert_eq!(google.api_base.as_str(), "https://androidpublisher.googleapis.com/");
+    }
+
+    #[test]
+    fn a_store_that_is_set_up_by_half_is_a_problem_that_names_the_rest() {
+        let ((pem, _), account) = (certificate(), account());
+        for (given, missing) in [
+            (vec![("APPLE_BUNDLE_ID", "a")], vec!["APPLE_ROOT_CERTIFICATES", "CREDIT_PRODUCTS"]),
+            (vec![("APPLE_ROOT_CERTIFICATES", pem.as_str())], vec!["APPLE_BUNDLE_ID", "CREDIT_PRODUCTS"]),
+            (vec![("GOOGLE_PLAY_PACKAGE", "a"), ("CREDIT_PRODUCTS", "a=1")], vec!["GOOGLE_PLAY_CREDENTIALS"]),
+            (
+                vec![("APPLE_BUNDLE_ID", "a"), ("GOOGLE_PLAY_CREDENTIALS", account.as_str())],
+                vec!["APPLE_ROOT_CERTIFICATES", "CREDIT_PRODUCTS", "GOOGLE_PLAY_PACKAGE"],
+            ),
+        ] {
+            let (_, problems) = read(&given);
+            let named: Vec<&str> =
+                problems.iter().map(|problem| problem.split(": ").next().unwrap()).collect();
+            assert_eq!(named, missing);
+        }
+    }
+
+    #[test]
+    fn values_that_mean_nothing_are_problems() {
+        let (pem, _) = certificate();
+        let (body, cut) = (pem.replace("CERTIFICATE", "PUBLIC KEY"), &pem[..pem.len() / 2]);
+        let garbage = "-----BEGIN CERTIFICATE-----\nZ2FyYmFnZQ==\n-----END CERTIFICATE-----\n";
+        let mixed = format!("{pem}{garbage}");
+        for pem in [KEY, &body, cut, garbage, &mixed, "/etc/root.pem"] {
+            assert!(certificates(pem).is_err(), "{pem}");
+        }
+        let long = format!("{}=1", "a".repeat(256));
+        for text in [
+            "a",
+            "a=",
+            "=1",
+            "a=0",
+            "a=-1",
+            "a=1.5",
+            "a=1,a=2",
+            "a=1000000001",
+            ",",
+            "a=1;b=2",
+            "a=b=1",
+            "../a=1",
+            &long,
+        ] {
+            assert!(products(text).is_err(), "{text}");
+        }
+        for text in ["com example", "..", "a/b", "a?", &"a".repeat(256)] {
+            assert!(app_id(text).is_err(), "{text}");
+        }
+    }
 }

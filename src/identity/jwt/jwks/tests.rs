@@ -429,7 +429,7 @@ fn of_a_set_only_keys_that_are_meant_and_fit_are_read() {
         ec("alg", "RS256"),
         ec("x", "AAAA"),
         ec("y", "AAAA"),
-        ec("y", &Signer::OtherEc.jwk("f")["y"].as_str().unwrap().to_owned()),
+        ec("y", Signer::OtherEc.jwk("f")["y"].as_str().unwrap()),
         json!({"kty": "OKP", "crv": "Ed25519", "x": "AAAA"}),
         json!({}),
         json!("r"),
