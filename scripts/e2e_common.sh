@@ -6,7 +6,7 @@
 # shellcheck disable=SC2016  # the $names in single quotes are jq's
 
 work=$(mktemp -d)
-url='' step='' status='' body='' request=''
+url='' step='' status='' statuses='' body='' request=''
 
 clean_up() { :; }
 
@@ -34,6 +34,9 @@ need() {
 
 # Secrets go to curl in files, not on its command line, where `ps` would show them.
 secret() { printf 'Authorization: Bearer %s\n' "$2" >"$work/key.$1"; }
+
+# The same, for the key of a service.
+service_secret() { printf 'X-Internal-Key: %s\n' "$2" >"$work/key.$1"; }
 
 surprise() {
     {
@@ -65,6 +68,29 @@ call() {
         surprise "an answer" "$(<"$work/curl")"
     fi
     body=$(<"$work/body")
+}
+
+# at_once NUMBER KEY METHOD PATH JSON: as `call`, so often at the same time; their statuses are in $statuses,
+# sorted, a line each.
+at_once() {
+    local number=$1 key=$2 method=$3 path=$4 json=$5 one pids=()
+    request="$number times $method $path ${json:0:500}"
+    rm -f -- "$work"/once.*
+    for ((one = 0; one < number; one++)); do
+        curl -sS -m 30 -X "$method" -o "$work/once.$one.body" -w '%{http_code}\n' -H @"$work/key.$key" \
+            -H 'Content-Type: application/json' --data-binary "$json" "$url$path" >"$work/once.$one" &
+        pids+=("$!")
+    done
+    wait "${pids[@]}" || surprise "answers" "none to one of them"
+    # shellcheck disable=SC2034  # for those who source this
+    statuses=$(sort -- "$work"/once.*[0-9])
+}
+
+# how_many STATUS NUMBER: of those that `at_once` left.
+how_many() {
+    local number
+    number=$(grep -cx -- "$1" <<<"$statuses" || true)
+    [[ $number == "$2" ]] || surprise "$2 times status $1" "$number of ${statuses//$'\n'/ }"
 }
 
 expect() { [[ $status == "$1" ]] || surprise "status $1" "status $status"; }

@@ -1,12 +1,15 @@
 //! The newcomer's path, as it is written: the README's blocks, the lines that the first start
-//! prints, and `scripts/e2e.sh`.
+//! prints, and the scripts that walk through it all.
 
 use std::{
     path::{Path, PathBuf},
     process::Command,
 };
 
-use crate::harness::{ADMIN_KEY, Backend, Options, Server, both};
+use crate::{
+    harness::{ADMIN_KEY, Backend, Options, Server, both},
+    users::{JWT_SECRET, SERVICE_TOKEN},
+};
 
 fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -157,6 +160,41 @@ async fn the_end_to_end_script_walks_through_a_running_server(backend: Backend) 
     run(walk.clone(), ADMIN_KEY, &server.dir()).await;
     let customer = server.customer("acme").await;
     run(walk, &customer.key, &server.dir()).await;
+}
+
+/// A walk that ends as it should, twice, since what it leaves is not in its way.
+async fn walk_twice(server: &Server, script: &str, variables: &str) -> String {
+    let script = repository().join("scripts").join(script);
+    let walk = format!("{variables} '{}' http://127.0.0.1:{} \"$KEY\"", script.display(), server.port());
+    run(walk.clone(), ADMIN_KEY, &server.dir()).await;
+    let printed = run(walk, ADMIN_KEY, &server.dir()).await;
+    assert!(printed.ends_with("all as the contract says\n"), "{printed}");
+    printed
+}
+
+both!(the_walk_through_the_wallet_has_no_surprise);
+async fn the_walk_through_the_wallet_has_no_surprise(backend: Backend) {
+    for allowed in [false, true] {
+        let options = Options::on(&backend).var("JWT_SECRET", JWT_SECRET).var("ALLOW_WALLET_RESET", allowed);
+        let server = Server::start(options).await;
+        let printed = walk_twice(&server, "e2e_wallet.sh", &format!("JWT_SECRET='{JWT_SECRET}'")).await;
+        assert_ne!(printed.contains("ALLOW_WALLET_RESET is not set"), allowed, "{printed}");
+    }
+}
+
+both!(the_walk_through_quotas_has_no_surprise);
+async fn the_walk_through_quotas_has_no_surprise(backend: Backend) {
+    let keys = tempfile::tempdir().unwrap();
+    let make = "openssl genpkey -quiet -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out key
+                openssl pkey -in key -pubout";
+    let public = run(make.to_owned(), ADMIN_KEY, keys.path()).await;
+    let options =
+        Options::on(&backend).var("SERVICE_TOKEN", SERVICE_TOKEN).var("PAYMENT_WEBHOOK_PUBLIC_KEY", public);
+    let server = Server::start(options).await;
+    let key = keys.path().join("key");
+    let variables = format!("SERVICE_TOKEN='{SERVICE_TOKEN}' PAYMENT_KEY='{}'", key.display());
+    let printed = walk_twice(&server, "e2e_quota.sh", &variables).await;
+    assert!(!printed.contains("not checked"), "{printed}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
