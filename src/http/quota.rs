@@ -10,9 +10,8 @@ use super::{
     extract::{Body, NoQuery, Page, Query},
 };
 use crate::{
-    clock::Time,
     identity::{Caller, could_be_user},
-    quota::{self, Effect, Left, MAX_UNITS, Metered, Order, receipt, receipt::Receipt},
+    quota::{self, Effect, Left, MAX_UNITS, Metered, Order, receipt},
 };
 
 #[derive(Deserialize)]
@@ -135,14 +134,9 @@ pub async fn receipts(
     Query(query): Query<PageQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let account = state.identity.account_of_user(user(&user_id)?).await?;
-    let page = Page::new(query.limit.as_deref(), query.cursor, "")?;
-    let before = page.cursor.as_deref().map(|cursor| {
-        let parts = cursor.split_once('/').and_then(|(at, order)| Some((Time(at.parse().ok()?), order)));
-        parts.ok_or_else(|| ApiError::invalid("`cursor` is none that a list gave out."))
-    });
-    let receipts = receipt::list(&state.db, &account, before.transpose()?, page.limit + 1).await?;
-    let cursor = |receipt: &Receipt| format!("{}/{}", receipt.created_at.0, receipt.order_id);
-    Ok(HttpResponse::Ok().json(page.answer(receipts, cursor)))
+    let page = Page::new(query.limit.as_deref(), query.cursor, "rcpt_")?;
+    let receipts = receipt::list(&state.db, &account, page.cursor.as_deref(), page.limit + 1).await?;
+    Ok(HttpResponse::Ok().json(page.answer(receipts, |receipt| receipt.id.to_string())))
 }
 
 /// What a debit and a credit answer.

@@ -617,7 +617,7 @@ async fn a_refund_of_a_payment_that_an_app_took_from_a_customer_of_its_own_takes
         let unknown = world.tell(&customer.event(1, "charge.refunded", 100, charge.clone())).await;
         assert!(matches!(unknown, Verdict::Ignored(_)), "{unknown:?}");
         let grant = wallet::Grant {
-            paid_for: wallet::PaidFor::Invoice("pi_app".to_owned()),
+            paid_for: wallet::PaidFor::Transaction("pi_app".to_owned()),
             account: customer.account.clone(),
             credits: 1000,
             credit_value: Nanos(CENT),
