@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     AppState,
+    caller::named_account,
     error::{ApiError, Code},
     extract::{Body, NoQuery, OptionalBody, Page, Query},
 };
@@ -125,7 +126,7 @@ pub async fn add(
             "`credits` must be from 1 to {MAX_CREDITS}, and is {credits}."
         )));
     }
-    let account = named_user(&state, &caller, user_id.as_deref()).await?;
+    let account = named_user(&state, &caller, &request, user_id.as_deref()).await?;
     let record = purchase::Record::read(&purchase_record).map_err(ApiError::invalid)?;
     let paid = match caller.is_admin() {
         true => Paid {
@@ -235,6 +236,7 @@ pub async fn list(
 pub async fn reset(
     state: web::Data<AppState>,
     caller: Caller,
+    request: HttpRequest,
     _: NoQuery,
     body: OptionalBody<ResetBody>,
 ) -> Result<HttpResponse, ApiError> {
@@ -243,24 +245,28 @@ pub async fn reset(
         let message = "Wallets can't be emptied on this server: ALLOW_WALLET_RESET is not true.";
         return Err(ApiError::new(Code::Forbidden, message));
     }
-    let account = named_user(&state, &caller, body.value.user_id.as_deref()).await?;
+    let account = named_user(&state, &caller, &request, body.value.user_id.as_deref()).await?;
     wallet::reset(&state.db, &account, state.clock.now()).await?;
     Ok(HttpResponse::Ok().json(json!({ "success": true })))
 }
 
 /// The account of the user whom an admin names, or the caller's.
-pub(super) async fn named_user(
+async fn named_user(
     state: &AppState,
     caller: &Caller,
+    request: &HttpRequest,
     user_id: Option<&str>,
 ) -> Result<AccountId, ApiError> {
-    match user_id {
-        None => Ok(caller.account.clone()),
-        Some(_) if !caller.is_admin() => {
-            Err(ApiError::new(Code::Forbidden, "Only an admin or another service may name a `user_id`."))
-        }
-        Some(user_id) if could_be_user(user_id) => Ok(state.identity.account_of_user(user_id).await?),
-        Some(_) => Err(ApiError::invalid("`user_id` must be 1 to 255 bytes without control characters.")),
+    let Some(user_id) = user_id else { return Ok(caller.account.clone()) };
+    if !caller.is_admin() {
+        return Err(ApiError::new(Code::Forbidden, "Only an admin or another service may name a `user_id`."));
+    }
+    if named_account(request.query_string())?.is_some() {
+        return Err(ApiError::invalid("Name either a `user_id` or an `?account_id=`."));
+    }
+    match could_be_user(user_id) {
+        true => Ok(state.identity.account_of_user(user_id).await?),
+        false => Err(ApiError::invalid("`user_id` must be 1 to 255 bytes without control characters.")),
     }
 }
 

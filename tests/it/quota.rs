@@ -406,22 +406,23 @@ async fn receipts_tell_what_was_credited(backend: Backend) {
     let path = format!("{QUOTA}/receipts/ann");
     assert_eq!(service.get(&path).await.expect(200), json!({"data": [], "next_cursor": null}));
     for number in 1..=25 {
-        credit(&service, &format!("o-{number:02}"), "ann", "free", number, 2 * number).await.expect(200);
+        credit(&service, &format!("ö/ {number:02}"), "ann", "free", number, 2 * number).await.expect(200);
         credit(&service, &format!("b-{number:02}"), "bob", "pro_month", 1, 1).await.expect(200);
     }
     // Neither what came twice nor what was refused has one.
-    credit(&service, "o-25", "ann", "free", 25, 50).await.expect(200);
-    credit(&service, "o-25", "ann", "free", 26, 50).await.expect_error(409);
-    credit(&service, "o-26", "ann", "gold", 1, 1).await.expect_error(400);
+    credit(&service, "ö/ 25", "ann", "free", 25, 50).await.expect(200);
+    credit(&service, "ö/ 25", "ann", "free", 26, 50).await.expect_error(409);
+    credit(&service, "ö/ 26", "ann", "gold", 1, 1).await.expect_error(400);
     let receipts = all_of(&service, &format!("{path}?limit=10")).await;
     let orders: Vec<&str> = receipts.iter().map(|receipt| receipt["order_id"].as_str().unwrap()).collect();
-    let mut newest_first: Vec<String> = (1..=25).map(|number| format!("o-{number:02}")).collect();
+    let mut newest_first: Vec<String> = (1..=25).map(|number| format!("ö/ {number:02}")).collect();
     newest_first.reverse();
     assert_eq!(orders, newest_first);
     for receipt in &receipts {
         shape(
             receipt,
             &[
+                "id",
                 "order_id",
                 "plan_code",
                 "units_chat",
@@ -432,7 +433,7 @@ async fn receipts_tell_what_was_credited(backend: Backend) {
                 "created_at",
             ],
         );
-        let number: i64 = receipt["order_id"].as_str().unwrap()[2..].parse().unwrap();
+        let number: i64 = receipt["order_id"].as_str().unwrap()["ö/ ".len()..].parse().unwrap();
         assert_eq!((&receipt["units_chat"], &receipt["units_tpl"]), (&json!(number), &json!(2 * number)));
         assert_eq!((&receipt["plan_code"], &receipt["status"]), (&json!("free"), &json!("credited")));
         assert_eq!((&receipt["amount"], &receipt["currency"]), (&Value::Null, &Value::Null));
@@ -450,6 +451,7 @@ async fn who_is_suspended_is_debited_nothing(backend: Backend) {
     for (action, units) in [("chat_tokens", 1), ("tpl_run", 1), ("chat_tokens", 1_000)] {
         debit(&service, "ann", action, units, "r-2").await.expect_code(403, "account_suspended");
     }
+    assert_eq!(left(&service, "ann").await, free(90, 20));
     assert_eq!(left(&service, "ann").await, free(90, 20));
     // What was done before is still told.
     assert_eq!(done(&debit(&service, "ann", "chat_tokens", 10, "r-1").await), free(90, 20));

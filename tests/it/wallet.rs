@@ -159,6 +159,9 @@ async fn a_service_and_an_admin_add_credits_for_a_user_or_an_account(backend: Ba
     let nowhere = format!("{ADD}?account_id=acct_never");
     refused(&house.service().post(&nowhere, addition(1, "t-x", None)).await, 404, "NOT_FOUND");
     refused(&house.service().post(ADD, addition(1, "t-x", Some(""))).await, 400, "BAD_REQUEST");
+    // Of two that are named nobody knows who is meant.
+    let other = format!("{ADD}?account_id={}", customer.account_id);
+    refused(&house.service().post(&other, addition(1, "t-x", Some("ann"))).await, 400, "BAD_REQUEST");
     house.service().post(ADD, addition(1, "t-x", Some("ann"))).await.expect(200);
 }
 
@@ -524,6 +527,8 @@ async fn a_wallet_is_emptied_by_admins_where_that_is_allowed(backend: Backend) {
     assert_eq!(house.service().call("POST", &path).send().await.expect(200), done);
     assert_eq!(balance(&bob).await, holding(0, json!({})));
     refused(&house.server.admin().post(RESET, json!({"user": "ann"})).await, 400, "BAD_REQUEST");
+    refused(&house.server.admin().post(&path, json!({"user_id": "ann"})).await, 400, "BAD_REQUEST");
+    assert_eq!(balance(&ann).await["credits"], 5);
 }
 
 both!(wallets_are_apart);
