@@ -6,6 +6,7 @@
 mod harness;
 
 mod accounts;
+mod additions;
 mod billing;
 mod budgets;
 mod casts;

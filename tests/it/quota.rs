@@ -1,6 +1,6 @@
 //! Quotas: what a user of another service has left of an action, debited and credited by that service.
 
-use jiff::{Timestamp, ToSpan, tz::TimeZone};
+use jiff::{Timestamp, ToSpan, civil::Date, tz::TimeZone};
 use serde_json::{Value, json};
 
 use crate::{
@@ -59,10 +59,14 @@ fn free(chat: i64, tpl: i64) -> (i64, i64, String) {
     (chat, tpl, "free".to_owned())
 }
 
-/// The first of next month, as it is told. No test runs across midnight.
+/// In UTC. No test runs across midnight.
+fn today() -> Date {
+    Timestamp::from_millisecond(unix_now()).unwrap().to_zoned(TimeZone::UTC).date()
+}
+
+/// The first of next month, as it is told.
 fn next_month() -> String {
-    let today = Timestamp::from_millisecond(unix_now()).unwrap().to_zoned(TimeZone::UTC).date();
-    let first = today.first_of_month().checked_add(1.month()).unwrap();
+    let first = today().first_of_month().checked_add(1.month()).unwrap();
     format!("{first}T00:00:00")
 }
 
@@ -182,6 +186,26 @@ async fn credited_units_are_used_after_the_plans_own_and_stay(backend: Backend) 
     assert_eq!(done(&debit(&service, "ann", "chat_tokens", 10_000, "r-3").await), pro(20, 200));
     assert_eq!(done(&credit(&service, "o-3", "ann", "pro_month", 1, 0).await), pro(21, 200));
     assert_eq!(done(&debit(&service, "ann", "chat_tokens", 21, "r-4").await), pro(0, 200));
+}
+
+both!(a_daily_plan_begins_anew_tomorrow_and_a_change_of_it_waits_for_that);
+async fn a_daily_plan_begins_anew_tomorrow_and_a_change_of_it_waits_for_that(backend: Backend) {
+    let house = House::open(&backend).await;
+    let service = house.service();
+    let plan =
+        |chat: i64| json!({"name": "Day", "period": "daily", "limits": {"chat_tokens": chat, "tpl_run": 1}});
+    let mut made = plan(10);
+    made["code"] = json!("day");
+    (made["price_cents"], made["currency"]) = (json!(100), json!("usd"));
+    service.post("/internal/billing/plans", made).await.expect(201);
+    assert_eq!(done(&credit(&service, "o-1", "ann", "day", 5, 0).await), (15, 1, "day".to_owned()));
+    let tomorrow = today().tomorrow().unwrap();
+    let stands = check(&service, "ann").await;
+    assert!(stands["resets_at"].as_str().unwrap().starts_with(&format!("{tomorrow}T00:00:00")), "{stands}");
+    service.put("/internal/billing/plans/day", plan(1_000)).await.expect(200);
+    assert_eq!(check(&service, "ann").await, stands);
+    // Who comes onto it now has it as it is now.
+    assert_eq!(done(&credit(&service, "o-2", "bob", "day", 0, 0).await), (1_000, 1, "day".to_owned()));
 }
 
 both!(only_the_service_key_opens_quotas);
