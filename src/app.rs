@@ -22,14 +22,16 @@ use crate::{
     config::Config,
     http::{self, AppState},
     identity::{Identity, jwt},
+    inbox::Inbox,
     ledger::{Ledger, sweeper},
     plan,
     rate::Limiter,
     spell::{Spells, upstream::Upstream},
     store::{Db, PATIENCE, StoreError},
-    stripe::{Stripe, webhook::Webhook},
+    stripe::Stripe,
     telemetry::Metrics,
     wallet::purchase,
+    webhooks::Webhooks,
 };
 
 /// The longest a stop takes; below the 15 seconds that are promised.
@@ -102,8 +104,8 @@ impl Application {
             runtime: Handle::current(),
         };
         let stripe = Stripe::new(&config.billing, db.clone(), clock.clone()).map_err(StartError::Stripe)?;
-        let webhook =
-            Webhook::new(db.clone(), clock.clone(), identity.clone(), metrics.clone(), stripe.clone());
+        let inbox = Inbox::new(db.clone(), clock.clone(), identity.clone());
+        let webhooks = Webhooks::new(&config, inbox, metrics.clone(), stripe.clone());
         let purchases =
             purchase::Verifier::new(&config.purchases, &config.billing, stripe.clone(), clock.clone())
                 .map_err(StartError::Upstream)?;
@@ -119,7 +121,7 @@ impl Application {
             spells,
             pipeline,
             stripe,
-            webhook,
+            webhooks,
             purchases,
         };
         Ok(Application { state: web::Data::new(state), listener, writer })

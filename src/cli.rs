@@ -9,10 +9,11 @@ use crate::{
     clock::Clock,
     config::Config,
     identity::Identity,
-    inbox::{self, Delivery, Source, StoredEvent},
+    inbox::{self, Delivery, Inbox, StoredEvent, Verdict},
     store::{Db, StoreError},
-    stripe::{Stripe, webhook::Webhook},
+    stripe::Stripe,
     telemetry::Metrics,
+    webhooks,
 };
 
 /// A spend-control platform: keys, budgets that stop, prepaid credits and plans in front of anything
@@ -28,7 +29,7 @@ pub struct Cli {
 pub enum Command {
     /// Serve, as without a command
     Serve,
-    /// See to events of payment providers that failed, or that matched nothing of ours
+    /// See to events of Stripe and of the payment service that failed, or that matched nothing of ours
     #[command(subcommand)]
     Webhooks(Webhooks),
 }
@@ -112,13 +113,13 @@ async fn list(db: &Db, status: Option<&str>) -> Result<(), CommandError> {
 }
 
 async fn open_events(db: &Db, statuses: &[&str]) -> Result<Vec<StoredEvent>, StoreError> {
-    inbox::list(db, statuses, None, MOST).await
+    inbox::list(db, None, statuses, None, MOST).await
 }
 
 async fn dismiss(db: &Db, ids: Vec<String>) -> Result<(), CommandError> {
     let mut missing = 0;
     for id in ids {
-        match inbox::dismiss(db, Source::Stripe, &id, Clock::system().now()).await? {
+        match inbox::dismiss(db, &id, Clock::system().now()).await? {
             Some(event) => println!("{id}\t{}", event.status),
             None => {
                 missing += 1;
@@ -133,10 +134,15 @@ async fn replay(config: &Config, db: &Db, ids: Vec<String>) -> Result<(), Comman
     let clock = Clock::system();
     let identity = Identity::new(db.clone(), clock.clone());
     let stripe = Stripe::new(&config.billing, db.clone(), clock.clone()).map_err(CommandError::Stripe)?;
-    let webhook = Webhook::new(db.clone(), clock, identity, Arc::new(Metrics::new()), stripe);
+    let inbox = Inbox::new(db.clone(), clock, identity);
+    let webhooks = webhooks::Webhooks::new(config, inbox, Arc::new(Metrics::new()), stripe);
     let mut failed = 0;
     for id in ids {
-        match webhook.replay(&id).await {
+        match webhooks.replay(&id).await {
+            Ok(Some(Delivery::First(Verdict::Refused(why)))) => {
+                failed += 1;
+                eprintln!("{id}\t{why}");
+            }
             Ok(Some(Delivery::First(verdict))) => println!("{id}\t{}", verdict.status()),
             Ok(Some(Delivery::Again)) => println!("{id}\twas applied before"),
             Ok(None) => {

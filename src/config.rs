@@ -16,6 +16,7 @@ use url::Url;
 use crate::{
     identity::{jwt, key},
     money::{NANOS_PER_CENT, Nanos},
+    payment::signature::Keys,
     plan,
     wallet::purchase::settings::{self as purchase, Purchases},
 };
@@ -38,6 +39,7 @@ struct Environment {
     trusted_proxies: Option<String>,
     max_body_bytes: Option<String>,
     service_token: Option<String>,
+    payment_webhook_public_key: Option<String>,
     jwt_secret: Option<String>,
     jwt_public_key: Option<String>,
     jwks_url: Option<String>,
@@ -69,6 +71,8 @@ pub struct Config {
     pub max_body_bytes: usize,
     /// Any of them, as `X-Internal-Key`, is an admin.
     pub service_tokens: Vec<SecretString>,
+    /// By any of them the payment service signs what it tells. None: it is believed by the service key alone.
+    pub payment_webhook_keys: Keys,
     /// Which tokens of other services' users are taken.
     pub jwt: jwt::Settings,
     /// Whether spells may call private and loopback addresses.
@@ -258,6 +262,12 @@ impl Config {
                 _ => Err("must be a whole number of bytes from 1 to 1073741824"),
             }),
             service_tokens: problems.read("SERVICE_TOKEN", given.service_token, Vec::new(), secrets),
+            payment_webhook_keys: problems.read(
+                "PAYMENT_WEBHOOK_PUBLIC_KEY",
+                given.payment_webhook_public_key,
+                Keys::default(),
+                Keys::parse,
+            ),
             upstream_allow_private: problems.read(
                 "UPSTREAM_ALLOW_PRIVATE",
                 given.upstream_allow_private,
@@ -296,7 +306,7 @@ impl Config {
 }
 
 impl Environment {
-    const KNOWN: [&str; 35] = [
+    const KNOWN: [&str; 36] = [
         "DATABASE_URL",
         "REDIS_URL",
         "STRIPE_SECRET_KEY",
@@ -312,6 +322,7 @@ impl Environment {
         "TRUSTED_PROXIES",
         "MAX_BODY_BYTES",
         "SERVICE_TOKEN",
+        "PAYMENT_WEBHOOK_PUBLIC_KEY",
         "JWT_SECRET",
         "JWT_PUBLIC_KEY",
         "JWKS_URL",
@@ -457,6 +468,7 @@ mod tests {
             ("TRUSTED_PROXIES", "hunter2"),
             ("MAX_BODY_BYTES", "1e6"),
             ("SERVICE_TOKEN", " , ,"),
+            ("PAYMENT_WEBHOOK_PUBLIC_KEY", "-----BEGIN PUBLIC KEY-----\\nhunter2"),
             ("JWT_SECRET", "-----BEGIN PUBLIC KEY-----hunter2"),
             ("JWT_PUBLIC_KEY", "hunter2"),
             ("JWKS_URL", "http://hunter2.example/keys"),

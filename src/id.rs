@@ -66,6 +66,8 @@ ids! {
     HoldId = "hold";
     /// One transaction of the ledger's writer; see `ledger::writer`.
     BatchId = "batch";
+    /// What an order was credited by.
+    ReceiptId = "rcpt";
     /// What a wallet did in one go: the reference of its lines in the ledger.
     TransferId = "txn";
 }

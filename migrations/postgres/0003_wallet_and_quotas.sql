@@ -83,7 +83,8 @@ CREATE TABLE quota_references (
 
 -- Orders that were paid, and what they brought.
 CREATE TABLE quota_receipts (
-    order_id TEXT PRIMARY KEY NOT NULL REFERENCES quota_references (id),
+    id TEXT PRIMARY KEY NOT NULL,
+    order_id TEXT NOT NULL UNIQUE REFERENCES quota_references (id),
     account_id TEXT NOT NULL REFERENCES accounts (id),
     plan TEXT NOT NULL,
     -- a JSON object: units by action
@@ -94,7 +95,7 @@ CREATE TABLE quota_receipts (
     status TEXT NOT NULL,
     created_at BIGINT NOT NULL
 );
-CREATE INDEX quota_receipts_by_account ON quota_receipts (account_id, created_at, order_id);
+CREATE INDEX quota_receipts_by_account ON quota_receipts (account_id, id);
 
 INSERT INTO webhook_sources (name) VALUES ('payment');
 

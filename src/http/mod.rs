@@ -43,7 +43,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(at("/ready", "GET, HEAD").route(get().to(health::ready)))
         .service(at("/metrics", "GET, HEAD").route(get().to(health::metrics)))
         .service(at("/billing/return", "GET, HEAD").route(get().to(billing::returned)))
-        .service(at("/webhooks/stripe", "POST").route(post().to(webhooks::stripe)))
+        .service(at("/webhooks/stripe", "POST").route(post().to(webhooks::of_stripe)))
         .service(
             scope("/v1")
                 .wrap(middleware::from_fn(caller::identify))
@@ -144,6 +144,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
                         .default_service(web::to(not_found)),
                 ),
         )
+        .service(at("/internal/billing/webhook/payment", "POST").route(post().to(webhooks::of_payment)))
         .service(
             // Before the scope below, which begins in the same way and takes what is left.
             scope("/internal/billing/quota")
@@ -158,6 +159,10 @@ pub fn routes(config: &mut web::ServiceConfig) {
             // For other services and for admins: each handler requires the scope `admin`.
             scope("/internal/billing")
                 .wrap(middleware::from_fn(caller::identify))
+                .service(at("/dead-letters", "GET, HEAD").route(get().to(webhooks::dead_letters)))
+                .service(
+                    at("/dead-letters/{id}/replay", "POST").route(post().to(webhooks::replay_dead_letter)),
+                )
                 .service(
                     at("/plans", "GET, HEAD, POST")
                         .route(get().to(plans::list_for_services))

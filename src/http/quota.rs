@@ -10,14 +10,9 @@ use super::{
     extract::{Body, NoQuery, Page, Query},
 };
 use crate::{
-    clock::Time,
     identity::{Caller, could_be_user},
-    quota::{self, Effect, Left, Metered, Order, receipt, receipt::Receipt},
+    quota::{self, Effect, Left, MAX_UNITS, Metered, Order, receipt},
 };
-
-/// The most units that one debit or credit moves: beyond it a program that reads JSON numbers as floats
-/// would miscount.
-const MAX_UNITS: i64 = 1_000_000_000_000_000;
 
 #[derive(Deserialize)]
 pub struct DebitBody {
@@ -139,14 +134,9 @@ pub async fn receipts(
     Query(query): Query<PageQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let account = state.identity.account_of_user(user(&user_id)?).await?;
-    let page = Page::new(query.limit.as_deref(), query.cursor, "")?;
-    let before = page.cursor.as_deref().map(|cursor| {
-        let parts = cursor.split_once('/').and_then(|(at, order)| Some((Time(at.parse().ok()?), order)));
-        parts.ok_or_else(|| ApiError::invalid("`cursor` is none that a list gave out."))
-    });
-    let receipts = receipt::list(&state.db, &account, before.transpose()?, page.limit + 1).await?;
-    let cursor = |receipt: &Receipt| format!("{}/{}", receipt.created_at.0, receipt.order_id);
-    Ok(HttpResponse::Ok().json(page.answer(receipts, cursor)))
+    let page = Page::new(query.limit.as_deref(), query.cursor, "rcpt_")?;
+    let receipts = receipt::list(&state.db, &account, page.cursor.as_deref(), page.limit + 1).await?;
+    Ok(HttpResponse::Ok().json(page.answer(receipts, |receipt| receipt.id.to_string())))
 }
 
 /// What a debit and a credit answer.
@@ -177,7 +167,8 @@ fn done(state: &AppState, user_id: &str, effect: Effect) -> Result<Left, ApiErro
     }
 }
 
-fn show(state: &AppState, user_id: &str, left: &Left) {
+/// Shows in the metrics what is left.
+pub fn show(state: &AppState, user_id: &str, left: &Left) {
     let own = state.config.metrics_per_user.then_some(user_id);
     state.metrics.show_quota(own, left.chat, left.template);
 }
@@ -190,7 +181,7 @@ fn user(user_id: &str) -> Result<&str, ApiError> {
 }
 
 fn name<'a>(field: &str, given: &'a str) -> Result<&'a str, ApiError> {
-    match (1..=200).contains(&given.len()) && !given.contains(char::is_control) {
+    match quota::could_be_name(given) {
         true => Ok(given),
         false => {
             Err(ApiError::invalid(format!("`{field}` must be 1 to 200 bytes without control characters.")))

@@ -11,9 +11,10 @@ use crate::{
     rate::Limiter,
     spell::Spells,
     store::Db,
-    stripe::{Stripe, webhook::Webhook},
+    stripe::Stripe,
     telemetry::Metrics,
     wallet::purchase,
+    webhooks::Webhooks,
 };
 
 pub struct AppState {
@@ -29,6 +30,6 @@ pub struct AppState {
     pub pipeline: Pipeline,
     /// `None`: nothing can be bought.
     pub stripe: Option<Stripe>,
-    pub webhook: Webhook,
+    pub webhooks: Webhooks,
     pub purchases: purchase::Verifier,
 }

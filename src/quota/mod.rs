@@ -33,6 +33,16 @@ mod tests;
 
 use terms::Terms;
 
+/// The most units that one debit or credit moves: beyond it a program that reads JSON numbers as floats
+/// would miscount.
+pub const MAX_UNITS: i64 = 1_000_000_000_000_000;
+
+/// Whether others may call an effect so (a `ref`, an `order_id`): 1 to 200 bytes, without control
+/// characters.
+pub fn could_be_name(name: &str) -> bool {
+    (1..=200).contains(&name.len()) && !name.contains(char::is_control)
+}
+
 /// What a quota counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metered {

@@ -5,23 +5,25 @@ use serde::Serialize;
 use super::{Metered, Order};
 use crate::{
     clock::Time,
-    id::AccountId,
-    store::{Db, StoreError, Tx, binds, statements},
+    id::{AccountId, ReceiptId},
+    store::{BEYOND_IDS, Db, StoreError, Tx, binds, statements},
 };
 
 statements! {
     ADD_RECEIPT = "
-        INSERT INTO quota_receipts (order_id, account_id, plan, units, amount, currency, status, created_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+        INSERT INTO quota_receipts (id, order_id, account_id, plan, units, amount, currency, status,
+                                    created_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+    PAID = "SELECT amount, currency FROM quota_receipts WHERE order_id = $1";
     RECEIPTS = "
-        SELECT order_id, plan, units, amount, currency, status, created_at FROM quota_receipts
-        WHERE account_id = $1 AND (created_at, order_id) < ($2, $3)
-        ORDER BY created_at DESC, order_id DESC LIMIT $4";
+        SELECT id, order_id, plan, units, amount, currency, status, created_at FROM quota_receipts
+        WHERE account_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3";
 }
 
 /// A receipt, as it goes out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Receipt {
+    pub id: ReceiptId,
     pub order_id: String,
     pub plan_code: String,
     pub units_chat: i64,
@@ -35,6 +37,7 @@ pub struct Receipt {
 
 #[derive(sqlx::FromRow)]
 struct ReceiptRow {
+    id: String,
     order_id: String,
     plan: String,
     units: String,
@@ -51,6 +54,7 @@ impl From<ReceiptRow> for Receipt {
         Receipt {
             units_chat: of(Metered::Chat),
             units_tpl: of(Metered::Template),
+            id: row.id.into(),
             order_id: row.order_id,
             plan_code: row.plan,
             amount: row.amount,
@@ -79,19 +83,35 @@ pub(super) async fn add(
         }
         None => (None, None, "credited"),
     };
-    let values = binds![order_id, account, plan_code, units.to_string(), amount, currency, status, now];
+    let values = binds![
+        &ReceiptId::fresh(),
+        order_id,
+        account,
+        plan_code,
+        units.to_string(),
+        amount,
+        currency,
+        status,
+        now
+    ];
     tx.execute(&ADD_RECEIPT, values).await?;
     Ok(())
 }
 
-/// Up to `limit` of the account's receipts, newest first, from below those of the cursor `before` on.
+/// The amount and the currency that an order was paid with, if it was credited for a payment.
+pub async fn paid(tx: &mut Tx, order_id: &str) -> Result<Option<(String, String)>, StoreError> {
+    let row: Option<(Option<String>, Option<String>)> = tx.optional(&PAID, binds![order_id]).await?;
+    Ok(row.and_then(|(amount, currency)| Some((amount?, currency?))))
+}
+
+/// Up to `limit` of the account's receipts, newest first, from below the id `before` on.
 pub async fn list(
     db: &Db,
     account: &AccountId,
-    before: Option<(Time, &str)>,
+    before: Option<&str>,
     limit: i64,
 ) -> Result<Vec<Receipt>, StoreError> {
-    let (at, order) = before.unwrap_or((Time(i64::MAX), ""));
-    let rows: Vec<ReceiptRow> = db.all(&RECEIPTS, binds![account, at, order, limit]).await?;
+    let rows: Vec<ReceiptRow> =
+        db.all(&RECEIPTS, binds![account, before.unwrap_or(BEYOND_IDS), limit]).await?;
     Ok(rows.into_iter().map(Receipt::from).collect())
 }

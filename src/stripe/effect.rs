@@ -433,10 +433,10 @@ async fn refund(
         charge: Some(id.clone()),
         invoice: charge.id("invoice").or(invoice),
     };
-    // All that we sell has a customer of ours; what was paid elsewhere and verified is known by its grant.
+    // All that we sell has a customer of ours; what an app took from one of its own is known by its grant.
     if let Some(customer) = charge.id("customer")
         && !purchase::is_customer(tx, &customer).await?
-        && !wallet::paid_for_any(tx, &payment).await?
+        && !wallet::verified_any(tx, &payment).await?
     {
         return Ok(ignored("its customer is none of ours"));
     }

@@ -16,7 +16,7 @@ use crate::{
     clock::{Clock, Time},
     id::{AccountId, PurchaseId},
     identity::{Identity, account},
-    inbox::{self, Delivery, Source, Verdict},
+    inbox::{self, Delivery, Inbox, Verdict},
     money::Nanos,
     store::{Db, binds, statements, testing::each_backend},
     telemetry::Metrics,
@@ -64,7 +64,7 @@ impl World {
         }
         let clock = Clock::manual(Time(NOW * 1_000));
         let identity = Identity::new(db.clone(), clock.clone());
-        let webhook = Webhook::new(db.clone(), clock, identity, Arc::new(Metrics::new()), None);
+        let webhook = Webhook::new(Inbox::new(db.clone(), clock, identity), Arc::new(Metrics::new()), None);
         World { db, webhook }
     }
 
@@ -565,7 +565,7 @@ async fn an_invoice_brings_its_credits_once_and_only_at_the_price_that_was_agree
         assert_eq!(tell(11, discounted).await, 2800);
         let tampered = json!({"total": 10, "subtotal": 10, "lines": {"data": [{"amount": 1000}]}});
         assert_eq!(tell(12, tampered).await, 2800);
-        let kept = inbox::list(&world.db, &["kept"], None, 100).await.unwrap();
+        let kept = inbox::list(&world.db, None, &["kept"], None, 100).await.unwrap();
         assert_eq!(kept.len(), 5, "two other prices, two other currencies, another customer: {kept:?}");
     })
     .await;
@@ -617,7 +617,7 @@ async fn a_refund_of_a_payment_that_an_app_took_from_a_customer_of_its_own_takes
         let unknown = world.tell(&customer.event(1, "charge.refunded", 100, charge.clone())).await;
         assert!(matches!(unknown, Verdict::Ignored(_)), "{unknown:?}");
         let grant = wallet::Grant {
-            paid_for: wallet::PaidFor::Invoice("pi_app".to_owned()),
+            paid_for: wallet::PaidFor::Transaction("pi_app".to_owned()),
             account: customer.account.clone(),
             credits: 1000,
             credit_value: Nanos(CENT),
@@ -642,7 +642,7 @@ async fn what_can_not_be_applied_is_listed_and_applied_when_it_can() {
         let event = customer.event(1, "checkout.session.completed", 100, customer.session("paid"));
         for attempts in 1..=2 {
             assert!(matches!(world.deliver(&event).await, Err(Rejected::Store(_))));
-            let listed = inbox::list(&world.db, &inbox::OPEN, None, 10).await.unwrap();
+            let listed = inbox::list(&world.db, None, &inbox::OPEN, None, 10).await.unwrap();
             assert_eq!((listed.len(), listed[0].attempts), (1, attempts));
             assert_eq!(listed[0].status, "failed");
         }
@@ -650,7 +650,7 @@ async fn what_can_not_be_applied_is_listed_and_applied_when_it_can() {
         let id = format!("evt_1_{}", customer.account);
         assert!(world.webhook.replay(&id).await.is_err());
         assert!(world.webhook.replay("evt_never").await.unwrap().is_none());
-        assert_eq!(inbox::get(&world.db, Source::Stripe, &id).await.unwrap().unwrap().attempts, 3);
+        assert_eq!(inbox::get(&world.db, &id).await.unwrap().unwrap().attempts, 3);
     })
     .await;
 }

@@ -6,13 +6,11 @@
 //! # Failure behavior
 //!
 //! What is not signed by one of our secrets changes nothing. What can't be applied now is sent again
-//! by Stripe, for three days; it is stored, and listed for the operator, until it is. Only a few
-//! deliveries are applied at a time, so that a flood of them leaves connections for casts.
+//! by Stripe, for three days; it is stored, and listed for the operator, until it is.
 
 use std::sync::Arc;
 
 use secrecy::SecretString;
-use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
     Stripe, effect,
@@ -20,29 +18,18 @@ use super::{
     signature::{self, Invalid},
 };
 use crate::{
-    clock::Clock,
-    identity::Identity,
-    inbox::{self, Delivery, Incoming, Source, Verdict},
-    store::{Db, PATIENCE, StoreError, Tx},
+    inbox::{Delivery, Inbox, Incoming, Source},
+    store::{StoreError, Tx},
     telemetry::Metrics,
 };
-
-/// How many events are stored, and how many applied, at the same time by this process: half of the
-/// connections that write are left to casts.
-const STORED_AT_ONCE: usize = 2;
-const APPLIED_AT_ONCE: usize = 1;
 
 /// Takes Stripe's events: hand it around by clone.
 #[derive(Clone)]
 pub struct Webhook {
-    db: Db,
-    clock: Clock,
-    identity: Identity,
+    inbox: Inbox,
     metrics: Arc<Metrics>,
     /// To ask what an event does not say.
     stripe: Option<Stripe>,
-    storing: Arc<Semaphore>,
-    applying: Arc<Semaphore>,
 }
 
 /// Why a delivery was not taken.
@@ -58,13 +45,7 @@ pub enum Rejected {
 }
 
 impl Webhook {
-    pub fn new(
-        db: Db,
-        clock: Clock,
-        identity: Identity,
-        metrics: Arc<Metrics>,
-        stripe: Option<Stripe>,
-    ) -> Webhook {
+    pub fn new(inbox: Inbox, metrics: Arc<Metrics>, stripe: Option<Stripe>) -> Webhook {
         for kind in HANDLED.into_iter().chain(["other"]) {
             for result in ["applied", "ignored", "kept", "duplicate", "failed"] {
                 metrics.stripe_webhooks.with_label_values(&[kind, result]);
@@ -73,15 +54,7 @@ impl Webhook {
         for result in ["bad_signature", "no_event"] {
             metrics.stripe_webhooks.with_label_values(&["other", result]);
         }
-        Webhook {
-            db,
-            clock,
-            identity,
-            metrics,
-            stripe,
-            storing: Arc::new(Semaphore::new(STORED_AT_ONCE)),
-            applying: Arc::new(Semaphore::new(APPLIED_AT_ONCE)),
-        }
+        Webhook { inbox, metrics, stripe }
     }
 
     /// Takes a delivery: `header` is its `Stripe-Signature`, `body` the bytes as they came. Once this
@@ -92,7 +65,7 @@ impl Webhook {
         body: &[u8],
         secrets: &[SecretString],
     ) -> Result<Delivery, Rejected> {
-        let now = self.clock.now();
+        let now = self.inbox.clock.now();
         if let Err(invalid) = signature::verify(header, body, secrets, now) {
             self.count("other", "bad_signature");
             return Err(invalid.into());
@@ -108,58 +81,31 @@ impl Webhook {
             kind: event.kind.clone(),
             created_at: event.created_at,
             body: text.to_owned(),
+            signature: None,
         };
-        let taken = match self.store(&incoming).await {
-            Ok(()) => self.apply(&event, false).await,
-            Err(error) => Err(error),
-        };
+        let taken = self.inbox.take(Source::Stripe, &incoming, self.apply(&event, false)).await;
         let result = match &taken {
-            Ok(Some(Delivery::First(verdict))) => verdict.status(),
-            Ok(Some(Delivery::Again)) => "duplicate",
-            Ok(None) | Err(_) => "failed",
+            Ok(Delivery::First(verdict)) => verdict.status(),
+            Ok(Delivery::Again) => "duplicate",
+            Err(_) => "failed",
         };
         self.count(event.label(), result);
-        match taken {
-            Ok(Some(delivery)) => Ok(delivery),
-            Ok(None) => Err(StoreError::Refused("a stored event is gone".to_owned()).into()),
-            Err(error) => {
-                tracing::warn!(event = event.id, kind = event.kind, %error, "an event could not be applied");
-                Err(error.into())
-            }
-        }
+        Ok(taken?)
     }
 
     /// Applies a stored event once more, unless it was applied: an operator's replay. `None`: there
     /// is none of that id.
     pub async fn replay(&self, id: &str) -> Result<Option<Delivery>, StoreError> {
-        let Some(body) = inbox::body(&self.db, Source::Stripe, id).await? else { return Ok(None) };
-        let event = Event::parse(body.as_bytes(), self.clock.now()).map_err(StoreError::Refused)?;
+        let Some((body, _)) = self.inbox.content(Source::Stripe, id).await? else { return Ok(None) };
+        let event = Event::parse(body.as_bytes(), self.inbox.clock.now()).map_err(StoreError::Refused)?;
         self.apply(&event, true).await
-    }
-
-    async fn store(&self, event: &Incoming) -> Result<(), StoreError> {
-        let store = inbox::store(&self.db, Source::Stripe, event, self.clock.now());
-        in_turn(&self.storing, store).await
     }
 
     async fn apply(&self, event: &Event, again: bool) -> Result<Option<Delivery>, StoreError> {
         let invoice = self.invoice_behind(event).await?;
-        let (now, id) = (self.clock.now(), event.id.as_str());
+        let now = self.inbox.clock.now();
         let effect = async |tx: &mut Tx| effect::apply(tx, event, invoice.clone(), now).await;
-        let apply = inbox::apply(&self.db, Source::Stripe, id, again, now, effect);
-        let delivery = in_turn(&self.applying, apply).await?;
-        match &delivery {
-            Some(Delivery::First(Verdict::Applied(what))) => {
-                tracing::info!(event = id, what, "a Stripe event was applied");
-            }
-            Some(Delivery::First(Verdict::Kept(why))) => {
-                tracing::warn!(event = id, why, "a Stripe event is kept for the operator");
-            }
-            _ => return Ok(delivery),
-        }
-        // A plan, and with it a rate, may have changed; also by what is kept.
-        self.identity.forget();
-        Ok(delivery)
+        self.inbox.apply(Source::Stripe, &event.id, again, effect).await
     }
 
     /// The invoice whose payment went back, where the event does not say it: a charge has not named
@@ -167,7 +113,7 @@ impl Webhook {
     /// without, which keeps it for a replay.
     async fn invoice_behind(&self, event: &Event) -> Result<Option<String>, StoreError> {
         let Some(stripe) = &self.stripe else { return Ok(None) };
-        let Some(payment) = effect::unknown_payment(&self.db, event).await? else { return Ok(None) };
+        let Some(payment) = effect::unknown_payment(&self.inbox.db, event).await? else { return Ok(None) };
         match stripe.invoice_of(&payment).await {
             Ok(invoice) => Ok(invoice),
             Err(error) => {
@@ -180,18 +126,4 @@ impl Webhook {
     fn count(&self, kind: &str, result: &str) {
         self.metrics.stripe_webhooks.with_label_values(&[kind, result]).inc();
     }
-}
-
-/// Does `work` when it is its turn. Waiting for that counts too: while the database is away, those who
-/// wait behind each other are answered as soon as the first.
-async fn in_turn<T>(
-    turns: &Semaphore,
-    work: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    let done = timeout(PATIENCE, async {
-        let _turn = turns.acquire().await;
-        work.await
-    });
-    let late = format!("not done within {} ms", PATIENCE.as_millis());
-    done.await.unwrap_or(Err(StoreError::Unavailable(late)))
 }

@@ -15,6 +15,10 @@ use prometheus::{
 pub const CAST_STATUSES: [&str; 6] =
     ["completed", "failed", "replayed", "refused", "rate_limited", "unavailable"];
 
+/// What became of a delivery of the payment service, for the `result` label.
+pub const PAYMENT_RESULTS: [&str; 7] =
+    ["applied", "duplicate", "refused", "bad_signature", "dropped", "failed", "disabled"];
+
 /// All metrics of this process; one per [`crate::app::App`], so that tests do not share them.
 pub struct Metrics {
     registry: Registry,
@@ -23,6 +27,7 @@ pub struct Metrics {
     pub rate_limited: IntCounter,
     pub budget_blocks: IntCounter,
     pub stripe_webhooks: IntCounterVec,
+    pub payment_webhooks: IntCounterVec,
     pub db_pool_in_use: IntGauge,
     pub redis_errors: IntCounter,
     pub ledger_late: IntCounter,
@@ -75,6 +80,16 @@ impl Metrics {
                     &["type", "result"],
                 ),
             ),
+            payment_webhooks: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "payment_webhook_total",
+                        "Deliveries of the payment service by what became of them.",
+                    ),
+                    &["result"],
+                ),
+            ),
             db_pool_in_use: register(
                 &registry,
                 IntGauge::new("db_pool_in_use", "Database connections in use."),
@@ -115,6 +130,9 @@ impl Metrics {
             metrics.casts.with_label_values(&[status]);
         }
         metrics.stripe_webhooks.with_label_values(&["other", "disabled"]);
+        for result in PAYMENT_RESULTS {
+            metrics.payment_webhooks.with_label_values(&[result]);
+        }
         for result in ["ok", "fail"] {
             metrics.quota_debits.with_label_values(&[result]);
         }
@@ -179,6 +197,7 @@ mod tests {
             "billing_credit_total 0",
             "billing_quota_remaining{type=\"chat\",user_id=\"\"} 0",
             "stripe_webhook_total{result=\"disabled\",type=\"other\"} 0",
+            "payment_webhook_total{result=\"dropped\"} 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }

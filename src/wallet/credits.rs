@@ -50,12 +50,15 @@ pub enum PaidFor {
     Transaction(String),
 }
 
+/// What the references of grants begin with that were bought elsewhere.
+const ELSEWHERE: &str = "transaction/";
+
 impl PaidFor {
     fn reference(&self) -> String {
         match self {
             PaidFor::Purchase(id) => format!("purchase/{id}"),
             PaidFor::Invoice(id) => format!("invoice/{id}"),
-            PaidFor::Transaction(id) => format!("transaction/{id}"),
+            PaidFor::Transaction(id) => format!("{ELSEWHERE}{id}"),
         }
     }
 
@@ -201,6 +204,12 @@ pub async fn grant(tx: &mut Tx, grant: &Grant, event: &str, now: Time) -> Result
 /// Whether that payment paid for anything that was granted.
 pub async fn paid_for_any(tx: &mut Tx, payment: &Payment) -> Result<bool, StoreError> {
     Ok(!grants_of(tx, payment).await?.is_empty())
+}
+
+/// Whether that payment paid for something that was bought elsewhere, and verified.
+pub async fn verified_any(tx: &mut Tx, payment: &Payment) -> Result<bool, StoreError> {
+    let grants = grants_of(tx, payment).await?;
+    Ok(grants.iter().any(|grant| grant.reference.starts_with(ELSEWHERE)))
 }
 
 async fn grants_of(tx: &mut Tx, payment: &Payment) -> Result<Vec<GrantRow>, StoreError> {

@@ -14,5 +14,6 @@ pub mod transactions;
 
 pub use credits::{
     Credits, Grant, PaidFor, Payment, Reversal, ReversalStatus, credits, grant, paid_for_any, reverse,
+    verified_any,
 };
 pub use tokens::{Allocation, Held, Refused, allocate, consume, held, reset};

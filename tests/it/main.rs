@@ -20,6 +20,7 @@ mod keys;
 mod metrics;
 mod model;
 mod outages;
+mod payments;
 mod plans;
 mod poison;
 mod pricing;

@@ -2,7 +2,8 @@
 //!
 //! An event whose signature is good is stored before anything is made of it, and marked as applied in
 //! the transaction of its effect. What failed, and what was paid but matches nothing of ours, stays
-//! listed until an operator has seen to it.
+//! listed until an operator has seen to it. So does what nobody vouches for, where its source keeps
+//! that, up to a bound.
 //!
 //! # Failure behavior
 //!
@@ -11,29 +12,49 @@
 //! commit whose outcome is unknown the sender is told to send it again as well, which then finds the
 //! event applied or applies it.
 
+mod receiver;
+
 use serde::Serialize;
 
 use crate::{
     clock::Time,
-    store::{Db, Rows, StoreError, Tx, binds, statements},
+    store::{Db, Rows, StoreError, Tx, binds, despite_conflicts, statements},
 };
 
-/// How often applying is tried when other transactions are in the way.
-const ATTEMPTS: u32 = 3;
+pub use receiver::Inbox;
 
 /// Whose events they are; each is applied one at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     Stripe,
+    Payment,
 }
+
+/// What the ids of the payment service's events begin with: we make them. Stripe makes its own.
+pub const PAYMENT_IDS: &str = "pay_";
 
 impl Source {
     pub fn as_str(self) -> &'static str {
         match self {
             Source::Stripe => "stripe",
+            Source::Payment => "payment",
+        }
+    }
+
+    /// Whose event that id is of, if there is one.
+    pub fn of(id: &str) -> Source {
+        match id.starts_with(PAYMENT_IDS) {
+            true => Source::Payment,
+            false => Source::Stripe,
         }
     }
 }
+
+/// The type of events that nobody vouches for.
+const UNVERIFIED: &str = "unverified";
+
+/// How many of those are kept of a source while they are open: anybody can send them.
+const MAX_UNVERIFIED: i64 = 1_000;
 
 /// What an event's effect was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +64,8 @@ pub enum Verdict {
     Ignored(String),
     /// It was paid, and matches nothing of ours, or not as it was sold: for an operator to see to.
     Kept(String),
+    /// It is not valid, or can't be done as things are: it stays listed as failed.
+    Refused(String),
 }
 
 impl Verdict {
@@ -52,12 +75,16 @@ impl Verdict {
             Verdict::Applied(_) => "applied",
             Verdict::Ignored(_) => "ignored",
             Verdict::Kept(_) => "kept",
+            Verdict::Refused(_) => "failed",
         }
     }
 
     fn detail(&self) -> &str {
         match self {
-            Verdict::Applied(detail) | Verdict::Ignored(detail) | Verdict::Kept(detail) => detail,
+            Verdict::Applied(detail)
+            | Verdict::Ignored(detail)
+            | Verdict::Kept(detail)
+            | Verdict::Refused(detail) => detail,
         }
     }
 }
@@ -78,6 +105,8 @@ pub struct Incoming {
     /// When it happened, as its sender says.
     pub created_at: Time,
     pub body: String,
+    /// Where it is to be checked again at a replay.
+    pub signature: Option<String>,
 }
 
 /// An event as operators see it.
@@ -103,11 +132,22 @@ macro_rules! event_columns {
 
 statements! {
     STORE = "
-        INSERT INTO webhook_events (source, id, type, created_at, received_at, body, status, attempts)
-        VALUES ($1, $2, $3, $4, $5, $6, 'received', 0) ON CONFLICT (source, id) DO NOTHING";
+        INSERT INTO webhook_events
+            (source, id, type, created_at, received_at, body, signature, status, attempts)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, 'received', 0) ON CONFLICT (source, id) DO NOTHING";
+    // Replicas that store at the same moment don't see each other's rows: there may be a few more than
+    // the bound, at most one for each of them.
+    STORE_UNVERIFIED = "
+        INSERT INTO webhook_events
+            (source, id, type, created_at, received_at, body, signature, status, detail, attempts)
+        SELECT $1, $2, $3, $4, $5, $6, $7, 'failed', $8, 0
+        WHERE (SELECT COUNT(*) FROM webhook_events
+            WHERE status IN ('received', 'failed', 'kept') AND source = $1 AND type = $3) < $9
+        ON CONFLICT (source, id) DO NOTHING";
+    VOUCH = "UPDATE webhook_events SET type = $3 WHERE source = $1 AND id = $2 AND type = $4";
     LOCK_SOURCE = "SELECT name FROM webhook_sources WHERE name = $1 {for_update}";
     STATUS = "SELECT status FROM webhook_events WHERE source = $1 AND id = $2";
-    BODY = "SELECT body FROM webhook_events WHERE source = $1 AND id = $2";
+    CONTENT = "SELECT body, signature FROM webhook_events WHERE source = $1 AND id = $2";
     DONE = "
         UPDATE webhook_events SET status = $3, detail = $4, done_at = $5, attempts = attempts + 1
         WHERE source = $1 AND id = $2";
@@ -119,10 +159,12 @@ statements! {
         WHERE source = $1 AND id = $2 AND status IN ('received', 'failed', 'kept')";
     EVENTS = concat!("SELECT ", event_columns!(), " FROM webhook_events
         WHERE status IN (SELECT given.value ->> 0 FROM {rows}) AND (received_at, id) < ($2, $3)
+            AND (CAST($5 AS TEXT) IS NULL OR source = $5)
         ORDER BY received_at DESC, id DESC LIMIT $4");
     // By an index of its own, since all but a few events are applied or ignored.
     OPEN_EVENTS = concat!("SELECT ", event_columns!(), " FROM webhook_events
         WHERE status IN ('received', 'failed', 'kept') AND (received_at, id) < ($1, $2)
+            AND (CAST($4 AS TEXT) IS NULL OR source = $4)
         ORDER BY received_at DESC, id DESC LIMIT $3");
     STORED = concat!("SELECT ", event_columns!(), " FROM webhook_events WHERE source = $1 AND id = $2");
 }
@@ -157,22 +199,43 @@ impl From<EventRow> for StoredEvent {
 }
 
 /// Keeps the event, if it is not there yet.
-pub async fn store(db: &Db, source: Source, event: &Incoming, now: Time) -> Result<(), StoreError> {
-    let Incoming { id, kind, created_at, body } = event;
-    db.execute(&STORE, binds![source.as_str(), id, kind, *created_at, now, body]).await?;
+async fn store(db: &Db, source: Source, event: &Incoming, now: Time) -> Result<(), StoreError> {
+    let Incoming { id, kind, created_at, body, signature } = event;
+    let values = binds![source.as_str(), id, kind, *created_at, now, body, signature.clone()];
+    db.execute(&STORE, values).await?;
     Ok(())
 }
 
-/// A stored event's body.
-pub async fn body(db: &Db, source: Source, id: &str) -> Result<Option<String>, StoreError> {
-    let row: Option<(String,)> = db.optional(&BODY, binds![source.as_str(), id]).await?;
-    Ok(row.map(|(body,)| body))
+/// Keeps an event that nobody vouches for, as failed and with the reason `why`, if it is not there yet
+/// and not too many are. Gives whether it is there now.
+async fn store_unverified(
+    db: &Db,
+    source: Source,
+    event: &Incoming,
+    why: &str,
+    now: Time,
+) -> Result<bool, StoreError> {
+    let Incoming { id, created_at, body, signature, .. } = event;
+    let (source, at, signed) = (source.as_str(), *created_at, signature.clone());
+    let values = binds![source, id, UNVERIFIED, at, now, body, signed, why, MAX_UNVERIFIED];
+    Ok(db.execute(&STORE_UNVERIFIED, values).await? == 1 || get(db, id).await?.is_some())
+}
+
+/// Gives an event that nobody vouched for the type `kind`: its signature turned out to be good.
+pub async fn vouch(tx: &mut Tx, source: Source, id: &str, kind: &str) -> Result<(), StoreError> {
+    tx.execute(&VOUCH, binds![source.as_str(), id, kind, UNVERIFIED]).await?;
+    Ok(())
+}
+
+/// A stored event's body and signature.
+async fn content(db: &Db, source: Source, id: &str) -> Result<Option<(String, Option<String>)>, StoreError> {
+    db.optional(&CONTENT, binds![source.as_str(), id]).await
 }
 
 /// Applies a stored event by `effect`, unless that was done before.
 /// `None`: there is no such event. One that was ignored, kept or dismissed is
 /// tried again only if `again`.
-pub async fn apply(
+async fn apply(
     db: &Db,
     source: Source,
     id: &str,
@@ -180,18 +243,13 @@ pub async fn apply(
     now: Time,
     effect: impl AsyncFn(&mut Tx) -> Result<Verdict, StoreError>,
 ) -> Result<Option<Delivery>, StoreError> {
-    let mut attempt = 1;
-    loop {
-        match attempt_to_apply(db, source, id, again, now, &effect).await {
-            Err(StoreError::Conflict(_)) if attempt < ATTEMPTS => attempt += 1,
-            Err(error) => {
-                // Should this fail too, the event stays as it was, and is sent again all the same.
-                let _ = db.execute(&FAILED, binds![source.as_str(), id, error.to_string()]).await;
-                return Err(error);
-            }
-            done => return done,
-        }
+    let done = despite_conflicts(async || attempt_to_apply(db, source, id, again, now, &effect).await);
+    let done = done.await;
+    if let Err(error) = &done {
+        // Should this fail too, the event stays as it was, and is sent again all the same.
+        let _ = db.execute(&FAILED, binds![source.as_str(), id, error.to_string()]).await;
     }
+    done
 }
 
 async fn attempt_to_apply(
@@ -213,7 +271,8 @@ async fn attempt_to_apply(
         return tx.rollback().await.map(|()| Some(Delivery::Again));
     }
     let verdict = effect(&mut tx).await?;
-    tx.execute(&DONE, binds![source.as_str(), id, verdict.status(), verdict.detail(), now]).await?;
+    let done_at = Some(now).filter(|_| !matches!(verdict, Verdict::Refused(_)));
+    tx.execute(&DONE, binds![source.as_str(), id, verdict.status(), verdict.detail(), done_at]).await?;
     tx.commit().await?;
     Ok(Some(Delivery::First(verdict)))
 }
@@ -226,14 +285,9 @@ pub async fn lock(tx: &mut Tx, source: Source) -> Result<(), StoreError> {
 
 /// Takes an event off the operator's list without applying it: it was seen to in another way. `None`:
 /// there is none of that id. What was applied or ignored stays so.
-pub async fn dismiss(
-    db: &Db,
-    source: Source,
-    id: &str,
-    now: Time,
-) -> Result<Option<StoredEvent>, StoreError> {
-    db.execute(&DISMISS, binds![source.as_str(), id, now]).await?;
-    get(db, source, id).await
+pub async fn dismiss(db: &Db, id: &str, now: Time) -> Result<Option<StoredEvent>, StoreError> {
+    db.execute(&DISMISS, binds![Source::of(id).as_str(), id, now]).await?;
+    get(db, id).await
 }
 
 /// Every status that an event can have.
@@ -242,23 +296,26 @@ pub const STATUSES: [&str; 6] = ["received", "applied", "ignored", "kept", "fail
 /// What an operator has to see to: events that failed, that were never applied, and that were kept.
 pub const OPEN: [&str; 3] = ["received", "failed", "kept"];
 
-/// The events in one of `statuses` that came before those of the cursor `before`, the last one first.
+/// The events of one source, or of all, in one of `statuses` that came before those of the cursor
+/// `before`, the last one first.
 pub async fn list(
     db: &Db,
+    source: Option<Source>,
     statuses: &[&str],
     before: Option<(Time, &str)>,
     limit: i64,
 ) -> Result<Vec<StoredEvent>, StoreError> {
     let (at, id) = before.unwrap_or((Time(i64::MAX), ""));
+    let source = source.map(Source::as_str);
     let rows: Vec<EventRow> = match statuses == OPEN {
-        true => db.scan(&OPEN_EVENTS, binds![at, id, limit]).await?,
-        false => db.scan(&EVENTS, binds![Rows::of(statuses), at, id, limit]).await?,
+        true => db.scan(&OPEN_EVENTS, binds![at, id, limit, source]).await?,
+        false => db.scan(&EVENTS, binds![Rows::of(statuses), at, id, limit, source]).await?,
     };
     Ok(rows.into_iter().map(StoredEvent::from).collect())
 }
 
 /// One event.
-pub async fn get(db: &Db, source: Source, id: &str) -> Result<Option<StoredEvent>, StoreError> {
-    let row: Option<EventRow> = db.optional(&STORED, binds![source.as_str(), id]).await?;
+pub async fn get(db: &Db, id: &str) -> Result<Option<StoredEvent>, StoreError> {
+    let row: Option<EventRow> = db.optional(&STORED, binds![Source::of(id).as_str(), id]).await?;
     Ok(row.map(StoredEvent::from))
 }
