@@ -5,7 +5,7 @@
 //! one and making it again forgets nothing. Every change locks the account's row, as every cast
 //! does: the next cast, on whichever replica, reads the new limits.
 
-use std::fmt;
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use crate::{
     clock::Time,
@@ -184,13 +184,54 @@ pub async fn of_accounts(
 
 /// All that limits these accounts: their budgets, and for who has no monthly budget for all that it
 /// spends, the limit that its plan brings for that. To be asked under the accounts' locks.
-pub async fn in_force(
+async fn in_force(
     tx: &mut Tx,
     accounts: impl IntoIterator<Item = &AccountId>,
 ) -> Result<Vec<Budget>, StoreError> {
     let accounts = Rows::of(accounts.into_iter().map(AccountId::as_str));
     let rows: Vec<BudgetRow> = tx.all(&BUDGETS_AND_PLANS, binds![accounts]).await?;
     rows.into_iter().map(Budget::try_from).collect()
+}
+
+/// The limits in force of some accounts, kept for as long as their version says that they are: whoever
+/// holds an account's lock compares it, so that no change is missed.
+#[derive(Default)]
+pub struct Known(HashMap<AccountId, (String, Arc<[Budget]>)>);
+
+/// How many accounts' limits are kept before they are forgotten and read anew.
+const MAX_KNOWN: usize = 10_000;
+
+impl Known {
+    /// All that limits these accounts, in the versions that were read under their locks.
+    pub async fn in_force(
+        &mut self,
+        tx: &mut Tx,
+        versions: &[(AccountId, String)],
+    ) -> Result<HashMap<AccountId, Arc<[Budget]>>, StoreError> {
+        if self.0.len() + versions.len() > MAX_KNOWN {
+            self.0.clear();
+        }
+        let is_known = |(account, version): &&(AccountId, String)| {
+            self.0.get(account).is_some_and(|(known, _)| known == version)
+        };
+        let unknown: Vec<&(AccountId, String)> = versions.iter().filter(|of| !is_known(of)).collect();
+        if !unknown.is_empty() {
+            let mut read: HashMap<AccountId, Vec<Budget>> = HashMap::new();
+            for budget in in_force(tx, unknown.iter().map(|(account, _)| account)).await? {
+                read.entry(budget.account.clone()).or_default().push(budget);
+            }
+            let unknown: Vec<(AccountId, String)> = unknown.into_iter().cloned().collect();
+            for (account, version) in unknown {
+                let budgets = read.remove(&account).unwrap_or_default();
+                self.0.insert(account, (version, budgets.into()));
+            }
+        }
+        let known = versions.iter().filter_map(|(account, _)| {
+            let (_, budgets) = self.0.get(account)?;
+            Some((account.clone(), budgets.clone()))
+        });
+        Ok(known.collect())
+    }
 }
 
 /// The budgets of one account, the one set last first.

@@ -19,12 +19,14 @@ use super::{
     request::{
         Action, Answer, HeldFor, Keyed, Limit, NewHold, OnLost, Outcome, Refusal, Request, Spending, Undone,
     },
+    write::Writes,
 };
 use crate::{
+    budget,
     clock::Time,
     id::{BatchId, HoldId},
     money::Nanos,
-    store::{StoreError, Tx, Value, binds},
+    store::{Db, StoreError, Tx, Value, binds},
 };
 
 /// What a batch came to: an outcome per request, in their order.
@@ -36,20 +38,54 @@ pub struct Applied {
     pub overrun: u64,
 }
 
-/// Applies `requests` in their order, inside `tx`. If anything is written, the `batch`'s id is as well.
-pub async fn apply(
-    tx: &mut Tx,
-    requests: &[&Request],
-    batch: Option<(&BatchId, Time)>,
-) -> Result<Applied, StoreError> {
+/// Applies `requests`, none of which may have a name, in their order, inside `tx`.
+pub async fn apply(tx: &mut Tx, requests: &[&Request]) -> Result<Applied, StoreError> {
     let mut working = Working::load(tx, requests).await?;
-    let outcomes = requests.iter().map(|request| working.decide(request)).collect();
-    let (late, overrun) = (working.writes.late, working.writes.overrun);
-    let wrote = working.write(tx, batch).await?;
-    Ok(Applied { outcomes, wrote, late, overrun })
+    let mut applied = working.decide_all(requests);
+    applied.wrote = working.into_writes().write(tx).await?;
+    Ok(applied)
+}
+
+/// How a batch failed.
+pub(super) enum Failure {
+    /// It may or may not have been committed.
+    Unknown(Applied),
+    /// It was not committed.
+    Store(StoreError),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Failure {
+        Failure::Store(error)
+    }
+}
+
+/// Applies `requests` in their order, in a transaction of their own. If anything is written, the `batch`'s id is as
+/// well.
+pub(super) async fn commit(
+    db: &Db,
+    requests: &[&Request],
+    limits: &mut budget::Known,
+    batch: (&BatchId, Time),
+) -> Result<Applied, Failure> {
+    let (tx, mut working) = Working::begin(db, requests, limits).await?;
+    let mut applied = working.decide_all(requests);
+    match working.into_writes().commit(tx, batch).await {
+        Ok(wrote) => {
+            applied.wrote = wrote;
+            Ok(applied)
+        }
+        Err(StoreError::Unavailable(_)) => Err(Failure::Unknown(applied)),
+        Err(error) => Err(Failure::Store(error)),
+    }
 }
 
 impl Working {
+    fn decide_all(&mut self, requests: &[&Request]) -> Applied {
+        let outcomes = requests.iter().map(|request| self.decide(request)).collect();
+        Applied { outcomes, wrote: false, late: self.writes.late, overrun: self.writes.overrun }
+    }
+
     fn decide(&mut self, request: &Request) -> Outcome {
         let Some(&suspended) = self.suspended.get(&request.account) else { return Outcome::NoAccount };
         if let Some(keyed) = request.action.keyed()
@@ -329,8 +365,8 @@ impl Working {
         }
     }
 
-    /// Writes back what changed; gives whether anything did.
-    async fn write(mut self, tx: &mut Tx, batch: Option<(&BatchId, Time)>) -> Result<bool, StoreError> {
+    /// What changed.
+    fn into_writes(mut self) -> Writes {
         for (id, subject) in &self.subjects {
             let now = &self.books.balances[id];
             if *now != self.loaded[id] {
@@ -340,7 +376,7 @@ impl Working {
         for id in &self.changed_holds {
             self.writes.put_hold(&self.holds[id]);
         }
-        self.writes.write(tx, batch).await
+        self.writes
     }
 }
 

@@ -5,7 +5,10 @@
 //! first cast meets it, and moves along from then on. Prepaid credits, a model's tokens and bought units
 //! are a balance each; so is what a plan allows in a window, which begins with the first use of it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use super::{
     balance::{Balance, BalanceId, Leg},
@@ -21,15 +24,30 @@ use crate::{
     clock::Time,
     id::{AccountId, HoldId, KeyId},
     money::{Nanos, sum_of_halves},
+    plan,
     quota::{self, PlanOf},
-    store::{Rows, StoreError, Tx, Value, binds, statements},
+    store::{Db, Rows, StoreError, Tx, Value, binds, statements},
     window::{self, Window},
 };
 
+/// An account's version is another one after each change of its budgets or of its plan.
+macro_rules! lock_accounts {
+    () => {
+        concat!(
+            "
+        SELECT id, suspended, CAST(limits_version AS TEXT) || '/' || COALESCE(
+                   (SELECT version FROM plans WHERE ",
+            plan::is_accounts!(),
+            "), '')
+        FROM accounts WHERE id IN (SELECT given.value ->> 0 FROM {rows})
+        ORDER BY id {for_update}"
+        )
+    };
+}
+
 statements! {
-    LOCK_ACCOUNTS = "
-        SELECT id, suspended FROM accounts WHERE id IN (SELECT given.value ->> 0 FROM {rows})
-        ORDER BY id {for_update}";
+    LOCK_ACCOUNTS = lock_accounts!();
+    BEGIN_AND_LOCK_ACCOUNTS = concat!("{begin} ", lock_accounts!());
     HOLDS = concat!("SELECT ", hold_columns!(), " FROM holds
         WHERE id IN (SELECT given.value ->> 0 FROM {rows})");
     BALANCES = "
@@ -111,7 +129,7 @@ pub(super) enum Subject {
 /// The part of the books that a batch touches, and what it will write back.
 pub(super) struct Working {
     pub suspended: HashMap<AccountId, bool>,
-    budgets: HashMap<AccountId, Vec<Budget>>,
+    budgets: HashMap<AccountId, Arc<[Budget]>>,
     plans: HashMap<AccountId, PlanOf>,
     pub subjects: BTreeMap<BalanceId, Subject>,
     /// The balances as they were loaded, to write back only those that changed.
@@ -159,21 +177,58 @@ struct BalanceRow {
 }
 
 impl Working {
-    pub async fn load(tx: &mut Tx, requests: &[&Request]) -> Result<Working, StoreError> {
-        let accounts: BTreeSet<&AccountId> = requests.iter().map(|request| &request.account).collect();
-        let references = References::claim(tx, named(requests), latest(requests)).await?;
-        let known: Vec<(String, bool)> =
-            tx.all(&LOCK_ACCOUNTS, binds![Rows::of(accounts.iter().map(|account| account.as_str()))]).await?;
-        let mut budgets: HashMap<AccountId, Vec<Budget>> = HashMap::new();
-        if requests.iter().any(|request| !matches!(request.action, Action::Transfer(_))) {
-            for budget in budget::in_force(tx, accounts).await? {
-                budgets.entry(budget.account.clone()).or_default().push(budget);
+    /// Begins a transaction, and loads what `requests` touch.
+    pub async fn begin(
+        db: &Db,
+        requests: &[&Request],
+        limits: &mut budget::Known,
+    ) -> Result<(Tx, Working), StoreError> {
+        let named: Vec<(&AccountId, &Once)> = named(requests).collect();
+        let (mut tx, references, locked) = match named.is_empty() {
+            true => {
+                let accounts = accounts_of(requests);
+                let (tx, locked) = db.begin_with(&BEGIN_AND_LOCK_ACCOUNTS, binds![accounts]).await?;
+                (tx, References::default(), locked)
             }
+            false => {
+                let mut tx = db.begin().await?;
+                // Before any account is locked: see `reference`.
+                let references = References::claim(&mut tx, named, latest(requests)).await?;
+                let locked = tx.all(&LOCK_ACCOUNTS, binds![accounts_of(requests)]).await?;
+                (tx, references, locked)
+            }
+        };
+        let working = Working::load_locked(&mut tx, requests, references, locked, limits).await?;
+        Ok((tx, working))
+    }
+
+    /// Loads what `requests` touch, none of which may have a name.
+    pub async fn load(tx: &mut Tx, requests: &[&Request]) -> Result<Working, StoreError> {
+        let locked = tx.all(&LOCK_ACCOUNTS, binds![accounts_of(requests)]).await?;
+        Working::load_locked(tx, requests, References::default(), locked, &mut budget::Known::default()).await
+    }
+
+    async fn load_locked(
+        tx: &mut Tx,
+        requests: &[&Request],
+        references: References,
+        locked: Vec<(String, bool, String)>,
+        limits: &mut budget::Known,
+    ) -> Result<Working, StoreError> {
+        let (mut suspended, mut versions) = (HashMap::new(), Vec::new());
+        for (account, is_suspended, version) in locked {
+            let account = AccountId::from(account);
+            suspended.insert(account.clone(), is_suspended);
+            versions.push((account, version));
         }
+        let budgets = match requests.iter().all(|request| matches!(request.action, Action::Transfer(_))) {
+            true => HashMap::new(),
+            false => limits.in_force(tx, &versions).await?,
+        };
         let on_plans = requests.iter().filter(|request| request.action.asks_for_a_plan());
         let on_plans: BTreeSet<&AccountId> = on_plans.map(|request| &request.account).collect();
         let mut working = Working {
-            suspended: known.into_iter().map(|(id, suspended)| (id.into(), suspended)).collect(),
+            suspended,
             budgets,
             plans: quota::plans_of(tx, on_plans, latest(requests)).await?,
             subjects: BTreeMap::new(),
@@ -333,7 +388,7 @@ impl Working {
             day,
         });
         let mut named = vec![spend];
-        for budget in self.budgets.get(account).into_iter().flatten() {
+        for budget in self.budgets.get(account).into_iter().flat_map(|budgets| budgets.iter()) {
             if budget.scope.covers(key, spell) {
                 let window = budget.period.window(at);
                 let id = BalanceId::window(&budget.id, window.start);
@@ -391,7 +446,8 @@ impl Working {
     /// `amount` on each loaded balance that this counts on, in the order of [`Working::name_balances`].
     fn legs(&self, counted: Counted, amount: Nanos) -> Vec<Leg> {
         let Counted { account, key, spell, at, from_credits } = counted;
-        let covering = self.budgets.get(account).into_iter().flatten().filter(|b| b.scope.covers(key, spell));
+        let budgets = self.budgets.get(account).into_iter().flat_map(|budgets| budgets.iter());
+        let covering = budgets.filter(|budget| budget.scope.covers(key, spell));
         let windows = covering.map(|budget| BalanceId::window(&budget.id, budget.period.window(at).start));
         let credits = from_credits.then(|| BalanceId::credits(account));
         std::iter::once(BalanceId::spend(account, key, spell, at))
@@ -413,6 +469,11 @@ fn named<'a>(requests: &'a [&Request]) -> impl Iterator<Item = (&'a AccountId, &
         Action::Transfer(transfer) => Some((&request.account, transfer.once.as_ref()?)),
         _ => None,
     })
+}
+
+fn accounts_of(requests: &[&Request]) -> Rows {
+    let accounts: BTreeSet<&str> = requests.iter().map(|request| request.account.as_str()).collect();
+    Rows::of(accounts)
 }
 
 fn latest(requests: &[&Request]) -> Time {

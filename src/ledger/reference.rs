@@ -86,6 +86,10 @@ impl References {
         Ok(References { known: known.collect::<Result<_, StoreError>>()?, answers: Rows::default() })
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
     /// What it means that `account` comes with that name now.
     pub fn seen(&self, account: &AccountId, once: &Once) -> Seen {
         match self.known.get(&once.id).and_then(Option::as_ref) {

@@ -184,7 +184,7 @@ async fn random_batches_keep_the_books() {
             }
             let mut tx = db.begin().await.unwrap();
             let batch: Vec<&Request> = requests.iter().collect();
-            let applied = apply(&mut tx, &batch, None).await.unwrap();
+            let applied = apply(&mut tx, &batch).await.unwrap();
             tx.commit().await.unwrap();
             for outcome in &applied.outcomes {
                 if let Outcome::Refused(refusal) = outcome {

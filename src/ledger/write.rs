@@ -9,12 +9,12 @@ use super::{
 use crate::{
     clock::Time,
     id::BatchId,
-    store::{Rows, Statement, StoreError, Tx, binds, statements},
+    store::{Rows, Statement, StoreError, Tx, Value, binds, statements},
 };
 
-statements! {
-    // What nearly every batch writes, in one go.
-    WRITE_BOOKS = "
+macro_rules! write_books {
+    () => {
+        "
         INSERT INTO balances (id, account_id, kind, key_id, spell, budget_id, unit, starts_at,
                               granted, posted, pending, calls)
         SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3,
@@ -39,7 +39,14 @@ statements! {
         FROM {rows3}
         {and}
         INSERT INTO batches (id, created_at)
-        SELECT given.value ->> 0, CAST(given.value ->> 1 AS BIGINT) FROM {rows4}";
+        SELECT given.value ->> 0, CAST(given.value ->> 1 AS BIGINT) FROM {rows4}"
+    };
+}
+
+statements! {
+    // What nearly every batch writes, in one go.
+    WRITE_BOOKS = write_books!();
+    WRITE_BOOKS_AND_COMMIT = concat!(write_books!(), "{commit}");
     END_CASTS = "
         UPDATE casts SET status = given.value ->> 1, cost = CAST(given.value ->> 2 AS BIGINT),
                error_code = given.value ->> 3, finished_at = CAST(given.value ->> 4 AS BIGINT)
@@ -137,34 +144,70 @@ impl Writes {
         ]);
     }
 
-    /// Writes all of it, and with it the batch's id, if it has one; gives whether there was anything to
-    /// write. Names that were only claimed are nothing: they are given free by rolling back.
-    pub async fn write(self, tx: &mut Tx, batch: Option<(&BatchId, Time)>) -> Result<bool, StoreError> {
-        let rest: [(&Statement, Rows); 8] = [
-            (&END_CASTS, self.ended_casts),
-            (&PUT_HOLDS, self.holds),
-            (&PUT_KEYS, self.keys),
-            (&ANSWER_KEYS, self.answered_keys),
-            (&DROP_KEYS_OF_HOLDS, self.keys_of_lost_holds),
-            (&DROP_KEYS, self.dropped_keys),
-            (&ADD_RECORDS, self.records),
-            (&DROP_RECORDS, self.dropped_records),
-        ];
-        let books = [&self.balances, &self.entries, &self.casts];
-        if books.iter().all(|rows| rows.is_empty()) && rest.iter().all(|(_, rows)| rows.is_empty()) {
-            return Ok(false);
-        }
+    /// Whether there is nothing to write. Names that were only claimed are nothing: they are given free
+    /// by rolling back.
+    fn is_empty(&self) -> bool {
+        self.balances.is_empty() && self.entries.is_empty() && self.casts.is_empty() && self.only_books()
+    }
+
+    /// Whether there is nothing beside what [`WRITE_BOOKS`] writes.
+    fn only_books(&self) -> bool {
+        self.rest().iter().all(|(_, rows)| rows.is_empty())
+    }
+
+    fn rest(&self) -> [(&'static Statement, &Rows); 8] {
+        [
+            (&END_CASTS, &self.ended_casts),
+            (&PUT_HOLDS, &self.holds),
+            (&PUT_KEYS, &self.keys),
+            (&ANSWER_KEYS, &self.answered_keys),
+            (&DROP_KEYS_OF_HOLDS, &self.keys_of_lost_holds),
+            (&DROP_KEYS, &self.dropped_keys),
+            (&ADD_RECORDS, &self.records),
+            (&DROP_RECORDS, &self.dropped_records),
+        ]
+    }
+
+    fn books(&self, batch: Option<(&BatchId, Time)>) -> Vec<Value> {
         let mut id = Rows::default();
         if let Some((batch, at)) = batch {
             id.push(binds![batch, at]);
         }
-        tx.execute(&WRITE_BOOKS, binds![self.balances, self.entries, self.casts, id]).await?;
-        for (statement, rows) in rest {
+        binds![&self.balances, &self.entries, &self.casts, id]
+    }
+
+    /// Writes all of it, unless it is nothing; gives whether it was something.
+    pub async fn write(self, tx: &mut Tx) -> Result<bool, StoreError> {
+        if self.is_empty() {
+            return Ok(false);
+        }
+        tx.execute(&WRITE_BOOKS, self.books(None)).await?;
+        self.write_rest(tx).await?;
+        Ok(true)
+    }
+
+    /// As [`Writes::write`], with the batch's id, and ends the transaction. After an `Unavailable` it is not
+    /// known whether it is committed.
+    pub async fn commit(self, mut tx: Tx, batch: (&BatchId, Time)) -> Result<bool, StoreError> {
+        if self.is_empty() {
+            // Nothing to make durable; also spares the flush when everything was refused.
+            return tx.rollback().await.map(|()| false);
+        }
+        let books = self.books(Some(batch));
+        if self.only_books() && self.references.is_empty() {
+            return tx.commit_with(&WRITE_BOOKS_AND_COMMIT, books).await.map(|()| true);
+        }
+        tx.execute(&WRITE_BOOKS, books).await?;
+        self.write_rest(&mut tx).await?;
+        tx.commit().await.map(|()| true)
+    }
+
+    async fn write_rest(self, tx: &mut Tx) -> Result<(), StoreError> {
+        for (statement, rows) in self.rest() {
             if !rows.is_empty() {
                 tx.execute(statement, binds![rows]).await?;
             }
         }
-        self.references.write(tx).await?;
-        Ok(true)
+        self.references.write(tx).await
     }
 }

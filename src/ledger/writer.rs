@@ -32,10 +32,11 @@ use tokio::{
 };
 
 use super::{
-    apply::{Applied, apply},
+    apply::{Applied, Failure, commit},
     request::{Action, NewHold, Outcome, Request, Transfer, Undone},
 };
 use crate::{
+    budget,
     clock::Time,
     id::{AccountId, BatchId},
     store::{Backend, Db, StoreError, binds, statements},
@@ -154,7 +155,8 @@ impl Ledger {
         let (senders, workers): (Vec<_>, Vec<_>) = (0..lanes)
             .map(|_| {
                 let (sender, queue) = mpsc::channel(QUEUE);
-                let lane = Lane { db: db.clone(), metrics: metrics.clone() };
+                let lane =
+                    Lane { db: db.clone(), limits: budget::Known::default(), metrics: metrics.clone() };
                 (sender, tokio::spawn(lane.run(queue)))
             })
             .unzip();
@@ -205,19 +207,12 @@ impl Ledger {
 
 struct Lane {
     db: Db,
+    limits: budget::Known,
     metrics: Arc<Metrics>,
 }
 
-/// How an attempt at a batch failed.
-enum Failure {
-    /// It may or may not have been committed.
-    Unknown(Applied),
-    /// It was not committed.
-    Store(StoreError),
-}
-
 impl Lane {
-    async fn run(self, mut queue: mpsc::Receiver<Job>) {
+    async fn run(mut self, mut queue: mpsc::Receiver<Job>) {
         let mut waiting = Vec::with_capacity(BATCH);
         while queue.recv_many(&mut waiting, BATCH).await > 0 {
             let latest = Instant::now() + WORTH_BEGINNING;
@@ -227,7 +222,7 @@ impl Lane {
         }
     }
 
-    async fn run_batch(&self, batch: Vec<Job>) {
+    async fn run_batch(&mut self, batch: Vec<Job>) {
         // Halves of a batch that failed on its data; the stack instead of recursion.
         let mut parts = vec![batch];
         while let Some(mut batch) = parts.pop() {
@@ -276,30 +271,10 @@ impl Lane {
         }
     }
 
-    async fn attempt(&self, id: &BatchId, batch: &[Job]) -> Result<Applied, Failure> {
-        let mut tx = self.db.begin().await.map_err(Failure::Store)?;
+    async fn attempt(&mut self, id: &BatchId, batch: &[Job]) -> Result<Applied, Failure> {
         let requests: Vec<&Request> = batch.iter().map(|job| &job.request).collect();
         let at = batch.iter().map(|job| job.request.at).max().unwrap_or_default();
-        let applied = match apply(&mut tx, &requests, Some((id, at))).await {
-            Ok(applied) => applied,
-            Err(error) => {
-                // Rolled back, its connection serves the next attempt; dropped, it would be closed.
-                if !matches!(error, StoreError::Unavailable(_)) {
-                    tx.rollback().await.map_err(Failure::Store)?;
-                }
-                return Err(Failure::Store(error));
-            }
-        };
-        if !applied.wrote {
-            // Nothing to make durable; also spares the flush when everything was refused.
-            tx.rollback().await.map_err(Failure::Store)?;
-            return Ok(applied);
-        }
-        match tx.commit().await {
-            Ok(()) => Ok(applied),
-            Err(StoreError::Unavailable(_)) => Err(Failure::Unknown(applied)),
-            Err(error) => Err(Failure::Store(error)),
-        }
+        commit(&self.db, &requests, &mut self.limits, (id, at)).await
     }
 
     /// Finds out whether a batch was committed, for as long as that takes.
@@ -319,7 +294,7 @@ impl Lane {
         }
     }
 
-    async fn answer(&self, batch: Vec<Job>, applied: Applied) {
+    async fn answer(&mut self, batch: Vec<Job>, applied: Applied) {
         self.metrics.ledger_batches.inc();
         self.metrics.ledger_operations.inc_by(batch.len() as u64);
         self.metrics.ledger_late.inc_by(applied.late);
@@ -335,7 +310,7 @@ impl Lane {
     }
 
     /// Undoes what was committed for somebody who had been told that nothing was.
-    async fn undo(&self, request: Request) {
+    async fn undo(&mut self, request: Request) {
         let id = BatchId::fresh();
         loop {
             match self.attempt(&id, &[Job::new(request.clone()).0]).await {

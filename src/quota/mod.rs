@@ -268,7 +268,7 @@ async fn transfer(
 ) -> Result<Outcome, StoreError> {
     let action = Action::Transfer(Transfer { reference, grants, tell: told(), ..Transfer::default() });
     let request = Request { account: account.clone(), at: now, action };
-    let mut outcomes = ledger::apply(tx, &[&request], None).await?.outcomes;
+    let mut outcomes = ledger::apply(tx, &[&request]).await?.outcomes;
     Ok(outcomes.pop().unwrap_or(Outcome::OutOfRange))
 }
 

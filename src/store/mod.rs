@@ -171,6 +171,12 @@ impl From<Rows> for Value {
     }
 }
 
+impl From<&Rows> for Value {
+    fn from(rows: &Rows) -> Value {
+        Value::Text(Some(if rows.json.is_empty() { "[]".to_owned() } else { format!("{}]", rows.json) }))
+    }
+}
+
 /// A row type that decodes from either database; `#[derive(sqlx::FromRow)]` and tuples do.
 pub trait Row: for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow> + Send + Unpin {}
 impl<T: for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow> + Send + Unpin> Row for T {}
@@ -300,6 +306,25 @@ impl Db {
     /// A transaction that writes. On SQLite it takes the write lock now, not at its first write.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
         self.transaction(true).await
+    }
+
+    /// A transaction that writes, and the rows of its first statement, which `{begin}` stands before.
+    pub async fn begin_with<T: Row>(
+        &self,
+        first: &Statement,
+        values: Vec<Value>,
+    ) -> Result<(Tx, Vec<T>), StoreError> {
+        let mut tx = match self.backend() {
+            Backend::Postgres => self.begin().await?,
+            Backend::Sqlite => {
+                let deadline = Instant::now() + PATIENCE;
+                Tx { lease: self.lease(true, deadline).await?, deadline }
+            }
+        };
+        let rows = tx.all(first, values).await?;
+        // From here on the connection is in a transaction, whoever began it.
+        tx.lease.clean = false;
+        Ok((tx, rows))
     }
 
     /// A transaction that only reads: every statement of it sees the same books.
@@ -466,6 +491,13 @@ impl Lease {
         Ok(done.0)
     }
 
+    fn backend(&self) -> Backend {
+        match self.connection {
+            Some(Connection::Postgres(_)) => Backend::Postgres,
+            _ => Backend::Sqlite,
+        }
+    }
+
     async fn raw(&mut self, text: &'static str, deadline: Instant) -> Result<(), StoreError> {
         self.clean = false;
         let work = async {
@@ -548,6 +580,22 @@ impl Tx {
     /// Makes the transaction durable. After an `Unavailable` it is not known whether it is.
     pub async fn commit(mut self) -> Result<(), StoreError> {
         self.lease.raw("COMMIT", self.deadline).await
+    }
+
+    /// Runs a last writing statement, which `{commit}` stands behind, and makes the transaction durable. After
+    /// an `Unavailable` it is not known whether it is.
+    pub async fn commit_with(mut self, last: &Statement, values: Vec<Value>) -> Result<(), StoreError> {
+        match self.lease.backend() {
+            Backend::Postgres => {
+                self.execute(last, values).await?;
+                self.commit().await
+            }
+            Backend::Sqlite => {
+                self.lease.execute(last, values, self.deadline).await?;
+                self.lease.clean = true;
+                Ok(())
+            }
+        }
     }
 
     /// Gives up what was written, and keeps the connection.

@@ -287,7 +287,7 @@ async fn settle(
     };
     let action = Action::Transfer(transfer);
     let request = Request { account: grant.account_id.into(), at: now, action };
-    match ledger::apply(tx, &[&request], None).await?.outcomes.as_slice() {
+    match ledger::apply(tx, &[&request]).await?.outcomes.as_slice() {
         [Outcome::Moved(_)] => {}
         _ => return Err(GrantError::Unfit),
     }

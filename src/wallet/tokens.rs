@@ -221,7 +221,7 @@ pub async fn reset(db: &Db, account: &AccountId, now: Time) -> Result<(), StoreE
         let grants = all.map(|(to, left)| GrantTo { cause: "emptied", to, amount: -left }).collect();
         let transfer = Transfer { reference: TransferId::fresh().to_string(), grants, ..Transfer::default() };
         let request = Request { account: account.clone(), at: now, action: Action::Transfer(transfer) };
-        match ledger::apply(&mut tx, &[&request], None).await?.wrote {
+        match ledger::apply(&mut tx, &[&request]).await?.wrote {
             true => tx.commit().await,
             false => tx.rollback().await,
         }
