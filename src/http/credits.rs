@@ -257,11 +257,20 @@ async fn named_user(
     request: &HttpRequest,
     user_id: Option<&str>,
 ) -> Result<AccountId, ApiError> {
-    let Some(user_id) = user_id else { return Ok(caller.account.clone()) };
+    let by_account = named_account(request.query_string())?.is_some();
+    let Some(user_id) = user_id else {
+        // A service has no wallet of its own.
+        return match caller.service && !by_account {
+            true => {
+                Err(ApiError::new(Code::Forbidden, "Name the wallet by `user_id`, or by `?account_id=`."))
+            }
+            false => Ok(caller.account.clone()),
+        };
+    };
     if !caller.is_admin() {
         return Err(ApiError::new(Code::Forbidden, "Only an admin or another service may name a `user_id`."));
     }
-    if named_account(request.query_string())?.is_some() {
+    if by_account {
         return Err(ApiError::invalid("Name either a `user_id` or an `?account_id=`."));
     }
     match could_be_user(user_id) {

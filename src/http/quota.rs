@@ -47,7 +47,7 @@ pub async fn check(
 ) -> Result<HttpResponse, ApiError> {
     let account = state.identity.account_of_user(user(&user_id)?).await?;
     let effect = quota::check(&state.ledger, &account, state.clock.now()).await?;
-    let left = done(&state, &user_id, effect)?;
+    let Made { left, .. } = done(&state, &user_id, effect)?;
     Ok(HttpResponse::Ok().json(json!({
         "remain_chat": left.chat,
         "remain_tpl": left.template,
@@ -64,12 +64,16 @@ pub async fn debit(
     body: Body<DebitBody>,
 ) -> Result<HttpResponse, ApiError> {
     let debited = debited(&state, &body.value).await;
-    let result = if debited.is_ok() { "ok" } else { "fail" };
-    state.metrics.quota_debits.with_label_values(&[result]).inc();
-    Ok(HttpResponse::Ok().json(answer(&debited?)))
+    let count = |result| state.metrics.quota_debits.with_label_values(&[result]).inc();
+    match &debited {
+        Ok(made) if !made.first => {}
+        Ok(_) => count("ok"),
+        Err(_) => count("fail"),
+    }
+    Ok(HttpResponse::Ok().json(answer(&debited?.left)))
 }
 
-async fn debited(state: &AppState, body: &DebitBody) -> Result<Left, ApiError> {
+async fn debited(state: &AppState, body: &DebitBody) -> Result<Made, ApiError> {
     let DebitBody { user_id, action, units, reference } = body;
     let action = Metered::parse(action).ok_or_else(|| {
         let known = Metered::ALL.map(|action| format!("`{}`", action.as_str())).join(" or ");
@@ -119,11 +123,9 @@ pub async fn credit(
     };
     let account = state.identity.account_of_user(user(&user_id)?).await?;
     let effect = quota::credit(&state.db, &account, &order, state.clock.now()).await?;
-    if matches!(effect, Effect::Done(_)) {
-        state.metrics.quota_credits.inc();
-    }
-    let left = done(&state, &user_id, effect)?;
-    Ok(HttpResponse::Ok().json(answer(&left)))
+    let made = done(&state, &user_id, effect)?;
+    state.metrics.quota_credits.inc_by(u64::from(made.first));
+    Ok(HttpResponse::Ok().json(answer(&made.left)))
 }
 
 /// `GET /internal/billing/quota/receipts/{user_id}`
@@ -149,16 +151,20 @@ pub fn answer(left: &Left) -> serde_json::Value {
     })
 }
 
-/// What is left after an effect that was made, now or when it was first asked for.
-///
+/// An effect that was made, now or when it was first asked for.
+struct Made {
+    left: Left,
+    first: bool,
+}
+
 /// Errors: what an effect that was not made is answered with.
-fn done(state: &AppState, user_id: &str, effect: Effect) -> Result<Left, ApiError> {
+fn done(state: &AppState, user_id: &str, effect: Effect) -> Result<Made, ApiError> {
     match effect {
         Effect::Done(left) => {
             show(state, user_id, &left);
-            Ok(left)
+            Ok(Made { left, first: true })
         }
-        Effect::Repeated(left) => Ok(left),
+        Effect::Repeated(left) => Ok(Made { left, first: false }),
         Effect::Reused => Err(Code::ReferenceReused.into()),
         Effect::Exceeded(_) => Err(Code::QuotaExceeded.into()),
         Effect::Suspended => Err(Code::AccountSuspended.into()),
