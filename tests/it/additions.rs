@@ -36,6 +36,8 @@ async fn a_service_and_an_admin_add_credits_for_a_user_or_an_account(backend: Ba
     let nowhere = format!("{ADD}?account_id=acct_never");
     refused(&house.service().post(&nowhere, addition(1, "t-x", None)).await, 404, "NOT_FOUND");
     refused(&house.service().post(ADD, addition(1, "t-x", Some(""))).await, 400, "BAD_REQUEST");
+    // A service has no wallet of its own, an admin's key has its account's.
+    refused(&house.service().post(ADD, addition(1, "t-x", None)).await, 403, "FORBIDDEN");
     // Of two that are named nobody knows who is meant.
     let other = format!("{ADD}?account_id={}", customer.account_id);
     refused(&house.service().post(&other, addition(1, "t-x", Some("ann"))).await, 400, "BAD_REQUEST");

@@ -529,6 +529,7 @@ async fn metrics_tell_of_quotas(backend: Backend) {
         let user = format!("user-{per_user} \"a\\b\"");
         debit(&service, &user, "chat_tokens", 46, &format!("{per_user}-1")).await.expect(200);
         debit(&service, &user, "tpl_run", 1, &format!("{per_user}-2")).await.expect(200);
+        debit(&service, &user, "tpl_run", 1, &format!("{per_user}-2")).await.expect(200);
         debit(&service, &user, "tpl_run", 20, &format!("{per_user}-3")).await.expect_error(402);
         for number in 0..3 {
             let order = format!("{per_user}-o-{}", number / 2);
