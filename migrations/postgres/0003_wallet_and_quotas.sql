@@ -3,6 +3,11 @@
 ALTER TABLE accounts ADD COLUMN user_id TEXT;
 CREATE UNIQUE INDEX accounts_by_user ON accounts (user_id);
 
+-- The plan that its subscriptions came to: only when that changes do they change the account's plan, which an
+-- order paid elsewhere may have set since.
+ALTER TABLE accounts ADD COLUMN subscribed_plan TEXT;
+UPDATE accounts SET subscribed_plan = plan;
+
 -- Since when its plan is its plan; NULL: since there is the account. Its quotas' windows go by it.
 ALTER TABLE accounts ADD COLUMN plan_since BIGINT;
 
@@ -16,7 +21,7 @@ ALTER TABLE balances ADD COLUMN unit TEXT;
 CREATE TABLE wallet_transactions (
     account_id TEXT NOT NULL REFERENCES accounts (id),
     id BIGINT NOT NULL,
-    -- 'purchase', 'allocation' or 'consumption'
+    -- 'purchase', 'allocation' or 'consumption'; 'undone': it was taken back before anybody was told
     type TEXT NOT NULL,
     -- credits, or for a consumption tokens
     amount BIGINT NOT NULL,

@@ -131,8 +131,6 @@ statements! {
             updated_at = excluded.updated_at, change_id = excluded.change_id";
     DELETE_BUDGET = "DELETE FROM budgets WHERE id = $1";
     DELETE_WINDOWS = "DELETE FROM balances WHERE account_id = $1 AND kind = 'window' AND budget_id = $2";
-    DELETE_PLANS_WINDOWS = "
-        DELETE FROM balances WHERE account_id = $1 AND kind = 'window' AND budget_id LIKE 'plan/%'";
 }
 
 #[derive(sqlx::FromRow)]
@@ -193,8 +191,8 @@ async fn in_force(
     rows.into_iter().map(Budget::try_from).collect()
 }
 
-/// The limits in force of some accounts, kept for as long as their version says that they are: whoever
-/// holds an account's lock compares it, so that no change is missed.
+/// The limits in force of some accounts, each with the version that it was read under. Whoever holds the
+/// accounts' locks compares it with the version of now, so that no change is missed.
 #[derive(Default)]
 pub struct Known(HashMap<AccountId, (String, Arc<[Budget]>)>);
 
@@ -202,35 +200,35 @@ pub struct Known(HashMap<AccountId, (String, Arc<[Budget]>)>);
 const MAX_KNOWN: usize = 10_000;
 
 impl Known {
-    /// All that limits these accounts, in the versions that were read under their locks.
-    pub async fn in_force(
-        &mut self,
-        tx: &mut Tx,
-        versions: &[(AccountId, String)],
-    ) -> Result<HashMap<AccountId, Arc<[Budget]>>, StoreError> {
+    /// What is known of these accounts' limits, if all of it is.
+    pub fn of(&self, accounts: &[AccountId]) -> Option<HashMap<AccountId, Arc<[Budget]>>> {
+        accounts.iter().map(|account| Some((account.clone(), self.0.get(account)?.1.clone()))).collect()
+    }
+
+    /// Whether the limits that are known are those of these versions.
+    pub fn are(&self, versions: &[(AccountId, String)]) -> bool {
+        versions
+            .iter()
+            .all(|(account, version)| self.0.get(account).is_some_and(|(known, _)| known == version))
+    }
+
+    /// Reads the limits of those whose version is another one. A version has been read before its limits:
+    /// should they be newer already, the next comparison tells.
+    pub async fn learn(&mut self, tx: &mut Tx, versions: Vec<(AccountId, String)>) -> Result<(), StoreError> {
         if self.0.len() + versions.len() > MAX_KNOWN {
             self.0.clear();
         }
-        let is_known = |(account, version): &&(AccountId, String)| {
-            self.0.get(account).is_some_and(|(known, _)| known == version)
-        };
-        let unknown: Vec<&(AccountId, String)> = versions.iter().filter(|of| !is_known(of)).collect();
-        if !unknown.is_empty() {
-            let mut read: HashMap<AccountId, Vec<Budget>> = HashMap::new();
-            for budget in in_force(tx, unknown.iter().map(|(account, _)| account)).await? {
-                read.entry(budget.account.clone()).or_default().push(budget);
-            }
-            let unknown: Vec<(AccountId, String)> = unknown.into_iter().cloned().collect();
-            for (account, version) in unknown {
-                let budgets = read.remove(&account).unwrap_or_default();
-                self.0.insert(account, (version, budgets.into()));
-            }
+        let other = |of: &(AccountId, String)| !self.are(std::slice::from_ref(of));
+        let versions: Vec<(AccountId, String)> = versions.into_iter().filter(other).collect();
+        let mut read: HashMap<AccountId, Vec<Budget>> = HashMap::new();
+        for budget in in_force(tx, versions.iter().map(|(account, _)| account)).await? {
+            read.entry(budget.account.clone()).or_default().push(budget);
         }
-        let known = versions.iter().filter_map(|(account, _)| {
-            let (_, budgets) = self.0.get(account)?;
-            Some((account.clone(), budgets.clone()))
-        });
-        Ok(known.collect())
+        for (account, version) in versions {
+            let budgets = read.remove(&account).unwrap_or_default();
+            self.0.insert(account, (version, budgets.into()));
+        }
+        Ok(())
     }
 }
 
@@ -238,14 +236,6 @@ impl Known {
 pub async fn of_account(db: &Db, account: &AccountId) -> Result<Vec<Budget>, StoreError> {
     let rows: Vec<BudgetRow> = db.all(&BUDGETS_OF_ACCOUNTS, binds![Rows::of([account.as_str()])]).await?;
     rows.into_iter().map(Budget::try_from).collect()
-}
-
-/// Forgets the windows of the limit that the account's plan brings: called under the account's lock
-/// by whatever makes that limit apply or not, since nothing counts on them meanwhile. The next cast
-/// sums them up anew.
-pub async fn forget_the_plans(tx: &mut Tx, account: &AccountId) -> Result<(), StoreError> {
-    tx.execute(&DELETE_PLANS_WINDOWS, binds![account]).await?;
-    Ok(())
 }
 
 /// Makes the account's budget of that scope and period, or replaces all of its limits. `admin`
@@ -286,7 +276,7 @@ pub async fn put(
         &BudgetId::fresh(),
     ];
     tx.execute(&PUT_BUDGET, values).await?;
-    forget_the_plans(&mut tx, account).await?;
+    plan::forget_windows(&mut tx, account).await?;
     tx.commit().await?;
     let budget = Budget { id, account: account.clone(), scope, period, limits, created_at, updated_at: now };
     Ok(if existing.is_some() { Change::Replaced(budget) } else { Change::Made(budget) })
@@ -311,7 +301,7 @@ pub async fn delete(
     }
     tx.execute(&DELETE_BUDGET, binds![&budget.id]).await?;
     tx.execute(&DELETE_WINDOWS, binds![account, &budget.id]).await?;
-    forget_the_plans(&mut tx, account).await?;
+    plan::forget_windows(&mut tx, account).await?;
     tx.commit().await?;
     Ok(Change::Deleted)
 }

@@ -50,6 +50,11 @@ pub async fn get(state: web::Data<AppState>, caller: Caller, _: NoQuery) -> Resu
     let Standing { status, plan, current_period_end, cancel_at_period_end, .. } =
         subscription::standing(&state.db, &caller.account).await?;
     let customer = customer_of(&state.db, &caller.account).await?;
+    // Without a subscription: the default one, or what an order that was paid elsewhere put it on.
+    let plan = match plan {
+        None => plan::of_account(&state.db, &caller.account).await?,
+        subscribed => subscribed,
+    };
     let credits = wallet::credits(&state.db, &caller.account).await?;
     let price = state.config.billing.credit_price.0;
     Ok(HttpResponse::Ok().json(json!({

@@ -80,7 +80,7 @@ pub struct NewPlan {
     code: String,
     name: String,
     period: String,
-    limits: BTreeMap<String, i64>,
+    limits: BTreeMap<String, Option<i64>>,
     price_cents: i64,
     currency: Option<String>,
 }
@@ -92,7 +92,7 @@ pub struct PlanEdit {
     code: Option<String>,
     name: Option<String>,
     period: Option<String>,
-    limits: Option<BTreeMap<String, i64>>,
+    limits: Option<BTreeMap<String, Option<i64>>>,
     price_cents: Option<i64>,
     currency: Option<String>,
 }

@@ -168,6 +168,7 @@ fn done(state: &AppState, user_id: &str, effect: Effect) -> Result<Made, ApiErro
         Effect::Reused => Err(Code::ReferenceReused.into()),
         Effect::Exceeded(_) => Err(Code::QuotaExceeded.into()),
         Effect::Suspended => Err(Code::AccountSuspended.into()),
+        Effect::NoAccount => Err(Code::DatabaseUnavailable.into()),
         Effect::NoPlan => Err(ApiError::invalid("`plan_code` names no plan.")),
         Effect::OutOfRange => Err(ApiError::invalid("The units would not fit the user's total.")),
     }

@@ -45,6 +45,8 @@ use key::{Credential, Origin, SecretHash};
 /// be refused, the other half being for the lookup itself.
 const FRESH: Duration = Duration::from_millis(500);
 
+const KEPT_FOR: Duration = Duration::from_secs(30);
+
 /// How many secrets, and how many accounts, are kept. Guesses are kept as well, so it is bounded.
 const KEPT: u64 = 50_000;
 
@@ -63,7 +65,8 @@ struct Inner {
     credentials: Cache<SecretHash, Option<Arc<Credential>>>,
     /// Whether an account is suspended; `None`: there is no such account.
     accounts: Cache<AccountId, Option<bool>>,
-    /// Accounts by what others call their user; the two belong together for good.
+    /// Accounts by what others call their user. The two belong together for good, in this database: kept
+    /// for [`KEPT_FOR`], since another state of it may take its place.
     users: Cache<String, AccountId>,
     /// When keys were last used, as far as it is not written yet.
     uses: Mutex<HashMap<KeyId, Time>>,
@@ -80,7 +83,7 @@ impl Identity {
             clock,
             credentials: Cache::builder().max_capacity(KEPT).time_to_live(FRESH).build(),
             accounts: Cache::builder().max_capacity(KEPT).time_to_live(FRESH).build(),
-            users: Cache::builder().max_capacity(KEPT).build(),
+            users: Cache::builder().max_capacity(KEPT).time_to_live(KEPT_FOR).build(),
             uses: Mutex::default(),
             ready: AtomicBool::new(false),
             unanswered: tokio::sync::Mutex::default(),

@@ -154,6 +154,9 @@ statements! {
     FAILED = "
         UPDATE webhook_events SET status = 'failed', detail = $3, attempts = attempts + 1
         WHERE source = $1 AND id = $2 AND status IN ('received', 'failed')";
+    REMOVE_UNVERIFIED = "
+        DELETE FROM webhook_events
+        WHERE source = $1 AND id = $2 AND type = $3 AND status IN ('received', 'failed', 'kept')";
     DISMISS = "
         UPDATE webhook_events SET status = 'dismissed', done_at = $3
         WHERE source = $1 AND id = $2 AND status IN ('received', 'failed', 'kept')";
@@ -271,6 +274,10 @@ async fn attempt_to_apply(
         return tx.rollback().await.map(|()| Some(Delivery::Again));
     }
     let verdict = effect(&mut tx).await?;
+    if seen_to && matches!(verdict, Verdict::Refused(_)) {
+        // It stays seen to.
+        return tx.rollback().await.map(|()| Some(Delivery::First(verdict)));
+    }
     let done_at = Some(now).filter(|_| !matches!(verdict, Verdict::Refused(_)));
     tx.execute(&DONE, binds![source.as_str(), id, verdict.status(), verdict.detail(), done_at]).await?;
     tx.commit().await?;
@@ -284,9 +291,16 @@ pub async fn lock(tx: &mut Tx, source: Source) -> Result<(), StoreError> {
 }
 
 /// Takes an event off the operator's list without applying it: it was seen to in another way. `None`:
-/// there is none of that id. What was applied or ignored stays so.
+/// there is none of that id. What was applied or ignored stays so. What nobody vouched for is removed: should
+/// it come again once it is believed, it is taken as new.
 pub async fn dismiss(db: &Db, id: &str, now: Time) -> Result<Option<StoredEvent>, StoreError> {
-    db.execute(&DISMISS, binds![Source::of(id).as_str(), id, now]).await?;
+    let source = Source::of(id).as_str();
+    let event = get(db, id).await?;
+    if db.execute(&REMOVE_UNVERIFIED, binds![source, id, UNVERIFIED]).await? > 0 {
+        let dismissed = |event| StoredEvent { status: "dismissed".to_owned(), done_at: Some(now), ..event };
+        return Ok(event.map(dismissed));
+    }
+    db.execute(&DISMISS, binds![source, id, now]).await?;
     get(db, id).await
 }
 

@@ -19,7 +19,7 @@ use super::{
     request::{
         Action, Answer, HeldFor, Keyed, Limit, NewHold, OnLost, Outcome, Refusal, Request, Spending, Undone,
     },
-    write::Writes,
+    write::{Last, Writes},
 };
 use crate::{
     budget,
@@ -68,14 +68,16 @@ pub(super) async fn commit(
     limits: &mut budget::Known,
     batch: (&BatchId, Time),
 ) -> Result<Applied, Failure> {
-    let (tx, mut working) = Working::begin(db, requests, limits).await?;
+    let (mut tx, mut working) = Working::begin(db, requests, limits).await?;
     let mut applied = working.decide_all(requests);
-    match working.into_writes().commit(tx, batch).await {
+    let last = working.into_writes().write_all_but_last(&mut tx, batch).await?;
+    let writes = !matches!(last, Last::Nothing);
+    match last.end(tx).await {
         Ok(wrote) => {
             applied.wrote = wrote;
             Ok(applied)
         }
-        Err(StoreError::Unavailable(_)) => Err(Failure::Unknown(applied)),
+        Err(StoreError::Unavailable(_)) if writes => Err(Failure::Unknown(applied)),
         Err(error) => Err(Failure::Store(error)),
     }
 }

@@ -30,17 +30,21 @@ use crate::{
     window::{self, Window},
 };
 
-/// An account's version is another one after each change of its budgets or of its plan.
 macro_rules! lock_accounts {
     () => {
-        concat!(
-            "
-        SELECT id, suspended, CAST(limits_version AS TEXT) || '/' || COALESCE(
-                   (SELECT version FROM plans WHERE ",
-            plan::is_accounts!(),
-            "), '')
-        FROM accounts WHERE id IN (SELECT given.value ->> 0 FROM {rows})
+        "
+        SELECT id, suspended FROM accounts WHERE id IN (SELECT given.value ->> 0 FROM {rows})
         ORDER BY id {for_update}"
+    };
+}
+
+/// The version of the limits in force: another one after each change of the account's budgets or of its plan.
+macro_rules! limits_version {
+    () => {
+        concat!(
+            "accounts.limits_version || '/' || COALESCE((SELECT version FROM plans WHERE ",
+            plan::is_accounts!(),
+            "), '')"
         )
     };
 }
@@ -48,11 +52,20 @@ macro_rules! lock_accounts {
 statements! {
     LOCK_ACCOUNTS = lock_accounts!();
     BEGIN_AND_LOCK_ACCOUNTS = concat!("{begin} ", lock_accounts!());
+    VERSIONS = concat!("
+        SELECT id, ", limits_version!(), " FROM accounts
+        WHERE id IN (SELECT given.value ->> 0 FROM {rows})");
     HOLDS = concat!("SELECT ", hold_columns!(), " FROM holds
         WHERE id IN (SELECT given.value ->> 0 FROM {rows})");
-    BALANCES = "
-        SELECT id, granted, posted, pending, calls FROM balances
-        WHERE id IN (SELECT given.value ->> 0 FROM {rows})";
+    // And the versions of the accounts' limits, in a statement that begins once they are locked: the one
+    // that locks them sees plans as they were before it waited.
+    BALANCES = concat!("
+        SELECT id, granted, posted, pending, calls, CAST(NULL AS TEXT) AS version FROM balances
+        WHERE id IN (SELECT given.value ->> 0 FROM {rows})
+        UNION ALL
+        SELECT accounts.id, CAST(NULL AS BIGINT), CAST(0 AS BIGINT), CAST(0 AS BIGINT), CAST(0 AS BIGINT), ",
+               limits_version!(), "
+        FROM accounts WHERE accounts.id IN (SELECT given.value ->> 0 FROM {rows2})");
     LAST_RECORDS = "
         SELECT account_id, MAX(id) FROM wallet_transactions
         WHERE account_id IN (SELECT given.value ->> 0 FROM {rows}) GROUP BY account_id";
@@ -174,6 +187,7 @@ struct BalanceRow {
     posted: i64,
     pending: i64,
     calls: i64,
+    version: Option<String>,
 }
 
 impl Working {
@@ -212,24 +226,16 @@ impl Working {
         tx: &mut Tx,
         requests: &[&Request],
         references: References,
-        locked: Vec<(String, bool, String)>,
+        locked: Vec<(String, bool)>,
         limits: &mut budget::Known,
     ) -> Result<Working, StoreError> {
-        let (mut suspended, mut versions) = (HashMap::new(), Vec::new());
-        for (account, is_suspended, version) in locked {
-            let account = AccountId::from(account);
-            suspended.insert(account.clone(), is_suspended);
-            versions.push((account, version));
-        }
-        let budgets = match requests.iter().all(|request| matches!(request.action, Action::Transfer(_))) {
-            true => HashMap::new(),
-            false => limits.in_force(tx, &versions).await?,
-        };
+        let suspended: HashMap<AccountId, bool> =
+            locked.into_iter().map(|(id, suspended)| (id.into(), suspended)).collect();
         let on_plans = requests.iter().filter(|request| request.action.asks_for_a_plan());
         let on_plans: BTreeSet<&AccountId> = on_plans.map(|request| &request.account).collect();
         let mut working = Working {
             suspended,
-            budgets,
+            budgets: HashMap::new(),
             plans: quota::plans_of(tx, on_plans, latest(requests)).await?,
             subjects: BTreeMap::new(),
             loaded: HashMap::new(),
@@ -242,7 +248,7 @@ impl Working {
             writes: Writes::with(references),
         };
         working.load_holds(tx, requests).await?;
-        working.load_balances(tx, requests).await?;
+        working.load_balances(tx, requests, limits).await?;
         working.load_keys(tx, requests).await?;
         working.load_records(tx, requests).await?;
         Ok(working)
@@ -266,38 +272,45 @@ impl Working {
         Ok(())
     }
 
-    async fn load_balances(&mut self, tx: &mut Tx, requests: &[&Request]) -> Result<(), StoreError> {
-        let mut spent_from = BTreeSet::new();
-        for request in requests {
-            match &request.action {
-                Action::Probe(spending)
-                | Action::Charge { spending, .. }
-                | Action::Hold(NewHold { spending, .. }) => {
-                    spent_from.extend(self.name_balances(Counted::of(request, spending)));
-                }
-                Action::Undo { undone: Undone::Charge { spending, .. }, .. } => {
-                    self.name_balances(Counted::of(request, spending));
-                }
-                Action::Transfer(transfer) | Action::Undo { undone: Undone::Transfer(transfer), .. } => {
-                    for fund in transfer.funds() {
-                        self.name_fund(request, fund);
-                    }
-                }
-                Action::Post { hold, .. }
-                | Action::Void { hold, .. }
-                | Action::Expire { hold, .. }
-                | Action::Undo { undone: Undone::Hold { id: hold }, .. }
-                | Action::Extend { hold, .. } => {
-                    if let Some(hold) = self.holds.get(hold).cloned() {
-                        self.name_balances(Counted::by(&hold));
-                    }
+    async fn load_balances(
+        &mut self,
+        tx: &mut Tx,
+        requests: &[&Request],
+        limits: &mut budget::Known,
+    ) -> Result<(), StoreError> {
+        // Transfers are under no budget.
+        let limited = requests.iter().any(|request| !matches!(request.action, Action::Transfer(_)));
+        let accounts: Vec<AccountId> = match limited {
+            true => self.suspended.keys().cloned().collect(),
+            false => Vec::new(),
+        };
+        let (spent_from, mut stored) = loop {
+            let Some(budgets) = limits.of(&accounts) else {
+                let versions: Vec<(String, String)> =
+                    tx.all(&VERSIONS, binds![Rows::of(accounts.iter().map(AccountId::as_str))]).await?;
+                let versions = versions.into_iter().map(|(account, version)| (account.into(), version));
+                limits.learn(tx, versions.collect()).await?;
+                continue;
+            };
+            self.budgets = budgets;
+            self.subjects.clear();
+            let spent_from = self.name_all(requests);
+            let ids = Rows::of(self.subjects.keys().map(BalanceId::as_str));
+            let of_accounts = Rows::of(accounts.iter().map(AccountId::as_str));
+            let rows: Vec<BalanceRow> = tx.all(&BALANCES, binds![ids, of_accounts]).await?;
+            let (mut stored, mut versions) = (HashMap::new(), Vec::new());
+            for mut row in rows {
+                match row.version.take() {
+                    Some(version) => versions.push((AccountId::from(row.id), version)),
+                    None => drop(stored.insert(BalanceId::from(row.id.clone()), row)),
                 }
             }
-        }
-        let ids = Rows::of(self.subjects.keys().map(BalanceId::as_str));
-        let rows: Vec<BalanceRow> = tx.all(&BALANCES, binds![ids]).await?;
-        let mut stored: HashMap<BalanceId, BalanceRow> =
-            rows.into_iter().map(|row| (BalanceId::from(row.id.clone()), row)).collect();
+            match limits.are(&versions) {
+                true => break (spent_from, stored),
+                // They changed since, and other windows count.
+                false => limits.learn(tx, versions).await?,
+            }
+        };
         for (id, subject) in std::mem::take(&mut self.subjects) {
             let row = stored.remove(&id);
             let balance = match (&subject, row) {
@@ -345,6 +358,38 @@ impl Working {
             self.books.holds.insert(hold.id.clone(), hold_in_books);
         }
         Ok(())
+    }
+
+    /// Names every balance that the requests touch; gives those that something may be spent from.
+    fn name_all(&mut self, requests: &[&Request]) -> BTreeSet<BalanceId> {
+        let mut spent_from = BTreeSet::new();
+        for request in requests {
+            match &request.action {
+                Action::Probe(spending)
+                | Action::Charge { spending, .. }
+                | Action::Hold(NewHold { spending, .. }) => {
+                    spent_from.extend(self.name_balances(Counted::of(request, spending)));
+                }
+                Action::Undo { undone: Undone::Charge { spending, .. }, .. } => {
+                    self.name_balances(Counted::of(request, spending));
+                }
+                Action::Transfer(transfer) | Action::Undo { undone: Undone::Transfer(transfer), .. } => {
+                    for fund in transfer.funds() {
+                        self.name_fund(request, fund);
+                    }
+                }
+                Action::Post { hold, .. }
+                | Action::Void { hold, .. }
+                | Action::Expire { hold, .. }
+                | Action::Undo { undone: Undone::Hold { id: hold }, .. }
+                | Action::Extend { hold, .. } => {
+                    if let Some(hold) = self.holds.get(hold).cloned() {
+                        self.name_balances(Counted::by(&hold));
+                    }
+                }
+            }
+        }
+        spent_from
     }
 
     async fn load_keys(&mut self, tx: &mut Tx, requests: &[&Request]) -> Result<(), StoreError> {

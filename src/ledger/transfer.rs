@@ -103,7 +103,11 @@ impl Working {
                 self.writes.dropped_records.push(binds![&request.account, &transfer.reference]);
                 Outcome::Moved(Standing::default())
             }
-            _ => Outcome::OutOfRange,
+            decision => {
+                let reference = &transfer.reference;
+                tracing::error!(reference, ?decision, "what nobody was answered could not be taken back");
+                Outcome::OutOfRange
+            }
         }
     }
 

@@ -83,8 +83,9 @@ statements! {
                CAST(given.value ->> 3 AS BIGINT), given.value ->> 4, given.value ->> 5,
                CAST(given.value ->> 6 AS BIGINT)
         FROM {rows}";
+    // The line keeps its number, which may have been seen.
     DROP_RECORDS = "
-        DELETE FROM wallet_transactions
+        UPDATE wallet_transactions SET type = 'undone'
         WHERE (account_id, reference) IN (SELECT given.value ->> 0, given.value ->> 1 FROM {rows})";
     DROP_KEYS_OF_HOLDS = "
         DELETE FROM idempotency_keys
@@ -186,20 +187,18 @@ impl Writes {
         Ok(true)
     }
 
-    /// As [`Writes::write`], with the batch's id, and ends the transaction. After an `Unavailable` it is not
-    /// known whether it is committed.
-    pub async fn commit(self, mut tx: Tx, batch: (&BatchId, Time)) -> Result<bool, StoreError> {
+    /// As [`Writes::write`], with the batch's id, but for what is best written last.
+    pub async fn write_all_but_last(self, tx: &mut Tx, batch: (&BatchId, Time)) -> Result<Last, StoreError> {
         if self.is_empty() {
-            // Nothing to make durable; also spares the flush when everything was refused.
-            return tx.rollback().await.map(|()| false);
+            return Ok(Last::Nothing);
         }
         let books = self.books(Some(batch));
         if self.only_books() && self.references.is_empty() {
-            return tx.commit_with(&WRITE_BOOKS_AND_COMMIT, books).await.map(|()| true);
+            return Ok(Last::Books(books));
         }
         tx.execute(&WRITE_BOOKS, books).await?;
-        self.write_rest(&mut tx).await?;
-        tx.commit().await.map(|()| true)
+        self.write_rest(tx).await?;
+        Ok(Last::Commit)
     }
 
     async fn write_rest(self, tx: &mut Tx) -> Result<(), StoreError> {
@@ -209,5 +208,26 @@ impl Writes {
             }
         }
         self.references.write(tx).await
+    }
+}
+
+/// How a transaction is to end.
+pub(super) enum Last {
+    /// There is nothing to make durable; also spares the flush when everything was refused.
+    Nothing,
+    /// By writing these books.
+    Books(Vec<Value>),
+    Commit,
+}
+
+impl Last {
+    /// Ends the transaction; gives whether it wrote anything. After an `Unavailable` it is not known whether it is
+    /// committed.
+    pub async fn end(self, tx: Tx) -> Result<bool, StoreError> {
+        match self {
+            Last::Nothing => tx.rollback().await.map(|()| false),
+            Last::Books(books) => tx.commit_with(&WRITE_BOOKS_AND_COMMIT, books).await.map(|()| true),
+            Last::Commit => tx.commit().await.map(|()| true),
+        }
     }
 }

@@ -198,10 +198,14 @@ impl Ledger {
     /// An account's requests share a lane, so that they share transactions instead of waiting for
     /// each other's locks.
     fn lane_of(&self, account: &AccountId) -> &mpsc::Sender<Job> {
+        &self.lanes[self.lane_number(account)]
+    }
+
+    pub(crate) fn lane_number(&self, account: &AccountId) -> usize {
         use std::hash::{DefaultHasher, Hash, Hasher};
         let mut hasher = DefaultHasher::new();
         account.hash(&mut hasher);
-        &self.lanes[(hasher.finish() % self.lanes.len() as u64) as usize]
+        (hasher.finish() % self.lanes.len() as u64) as usize
     }
 }
 
@@ -244,6 +248,12 @@ impl Lane {
                             self.answer(batch, applied).await;
                             break;
                         }
+                        if batch.iter().all(|job| Instant::now() + pause >= job.deadline) {
+                            refuse(batch, || LedgerError::Unavailable);
+                            break;
+                        }
+                        sleep(pause).await;
+                        pause = (pause * 2).min(Duration::from_millis(200));
                     }
                     Err(Failure::Store(StoreError::Conflict(_) | StoreError::Unavailable(_)))
                         if batch.iter().any(|job| Instant::now() + pause < job.deadline) =>

@@ -24,7 +24,7 @@ use crate::{
     id::AccountId,
     inbox::{self, Delivery, Inbox, Incoming, PAYMENT_IDS, Source, Verdict},
     quota::{self, Effect, Left, Order, receipt},
-    store::{StoreError, Tx, despite_conflicts},
+    store::{StoreError, Tx},
     telemetry::Metrics,
 };
 
@@ -163,13 +163,13 @@ impl Webhook {
     async fn first_answer(&self, body: &[u8]) -> Result<(String, Left), Rejected> {
         let paid = PaidOrder::parse(body).map_err(Rejected::Refused)?;
         let account = self.inbox.identity.account_of_user(&paid.user_id).await?;
-        let effect = despite_conflicts(async || {
+        let effect = self.inbox.db.effect(async || {
             let mut tx = self.inbox.db.begin().await?;
             let effect = quota::credit_in(&mut tx, &account, &paid.order, self.inbox.clock.now()).await?;
             tx.rollback().await?;
             Ok(effect)
         });
-        match self.inbox.in_turn(Box::pin(effect)).await? {
+        match Box::pin(effect).await? {
             Effect::Repeated(left) => Ok((paid.user_id, left)),
             _ => Err(Rejected::Refused("An operator has dismissed this delivery.".to_owned())),
         }
@@ -185,12 +185,16 @@ async fn credit(tx: &mut Tx, account: &AccountId, order: &Order, now: Time) -> R
     let reused = format!("`order_id` `{order_id}` came before, with other content.");
     Ok(match quota::credit_in(tx, account, order, now).await? {
         Effect::Done(_) => Verdict::Applied(format!("credited order `{order_id}` to {account}")),
-        // Another service may have credited it, who knows of no payment.
         Effect::Repeated(_) => match (receipt::paid(tx, order_id).await?, payment) {
             (Some((amount, currency)), Some(payment))
                 if currency != payment.currency || !same_amount(&amount, &payment.amount) =>
             {
                 Verdict::Refused(reused)
+            }
+            // Another service credited it, who knew of no payment.
+            (None, Some(payment)) => {
+                receipt::add_payment(tx, order_id, payment).await?;
+                Verdict::Applied(format!("order `{order_id}` was credited before, and is paid now"))
             }
             _ => Verdict::Ignored(format!("order `{order_id}` was credited before")),
         },
@@ -199,7 +203,7 @@ async fn credit(tx: &mut Tx, account: &AccountId, order: &Order, now: Time) -> R
             Verdict::Refused(format!("There is no plan `{plan_code}`, as order `{order_id}` names it."))
         }
         Effect::Suspended => Verdict::Refused(format!("The user's account {account} is suspended.")),
-        Effect::OutOfRange | Effect::Exceeded(_) => {
+        Effect::NoAccount | Effect::OutOfRange | Effect::Exceeded(_) => {
             Verdict::Refused(format!("The units of order `{order_id}` do not fit the user's total."))
         }
     })

@@ -31,7 +31,7 @@ pub struct Definition {
     pub rate_limit_per_minute: Option<i64>,
     pub hard_limit_cents: Option<i64>,
     pub period: Option<String>,
-    pub limits: Option<BTreeMap<String, i64>>,
+    pub limits: Option<BTreeMap<String, Option<i64>>>,
 }
 
 /// A plan's content: what it costs and what it brings.
@@ -64,16 +64,23 @@ pub struct Edit {
     pub price_cents: Option<i64>,
     pub currency: Option<String>,
     pub period: Option<String>,
-    pub limits: Option<BTreeMap<String, i64>>,
+    pub limits: Option<BTreeMap<String, Option<i64>>>,
 }
 
 impl Edit {
+    /// Whether it changes what the plan costs.
+    pub fn reprices(&self, terms: &Terms) -> bool {
+        self.price_cents.is_some_and(|price| price != terms.price_cents)
+            || self.currency.as_ref().is_some_and(|code| !code.eq_ignore_ascii_case(&terms.currency))
+    }
+
     /// The terms after it.
     ///
     /// Errors: a sentence about what can't be so.
     pub fn onto(self, terms: Terms) -> Result<Terms, String> {
-        let mut limits = terms.limits;
-        limits.extend(self.limits.unwrap_or_default());
+        let mut limits: BTreeMap<_, _> =
+            terms.limits.into_iter().map(|(action, units)| (action, Some(units))).collect();
+        limits.extend(self.limits.unwrap_or_default().into_iter().filter(|(_, units)| units.is_some()));
         let stated = Definition {
             name: self.name.unwrap_or(terms.name),
             price_cents: self.price_cents.unwrap_or(terms.price_cents),
@@ -137,7 +144,10 @@ fn price_id(text: String) -> Result<String, String> {
     }
 }
 
-fn limits(limits: BTreeMap<String, i64>) -> Result<BTreeMap<String, i64>, String> {
+/// The units that are stated: null is as absent.
+fn limits(limits: BTreeMap<String, Option<i64>>) -> Result<BTreeMap<String, i64>, String> {
+    let stated = limits.into_iter().filter_map(|(action, units)| Some((action, units?)));
+    let limits: BTreeMap<String, i64> = stated.collect();
     if limits.len() > MAX_ACTIONS {
         return Err(format!("`limits` may name {MAX_ACTIONS} actions at most."));
     }
@@ -221,7 +231,7 @@ mod tests {
             price_cents: Some(7),
             currency: Some("USD".to_owned()),
             period: Some("monthly".to_owned()),
-            limits: Some(BTreeMap::from([("chat_tokens".to_owned(), 3)])),
+            limits: Some(BTreeMap::from([("chat_tokens".to_owned(), Some(3))])),
         };
         let edited = Terms {
             name: "New".to_owned(),
@@ -232,7 +242,7 @@ mod tests {
             ..full.clone()
         };
         assert_eq!(edit.onto(full.clone()), Ok(edited));
-        let many = (0..49).map(|number| (format!("a{number}"), 1)).collect();
+        let many = (0..49).map(|number| (format!("a{number}"), Some(1))).collect();
         for (edit, named) in [
             (Edit { price_cents: Some(-1), ..Edit::default() }, "`price_cents`"),
             (Edit { currency: Some("€".to_owned()), ..Edit::default() }, "`currency`"),

@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use crate::{
     clock::Time,
-    id::PlanVersion,
+    id::{AccountId, PlanVersion},
     store::{Db, StoreError, Tx, binds, statements},
     window::Period,
 };
@@ -102,6 +102,12 @@ macro_rules! plan_columns {
 }
 
 statements! {
+    ON_PLAN = concat!("
+        SELECT plans.code, COALESCE(accounts.plan_since, accounts.created_at)
+        FROM accounts LEFT JOIN plans ON ", is_accounts!(), " WHERE accounts.id = $1");
+    SWITCH = "UPDATE accounts SET plan = $2, plan_since = $3 WHERE id = $1";
+    FORGET_WINDOWS = "
+        DELETE FROM balances WHERE account_id = $1 AND kind = 'window' AND budget_id LIKE 'plan/%'";
     PLAN = concat!("SELECT ", plan_columns!(), " FROM plans WHERE code = $1");
     LOCK_PLAN = concat!("SELECT ", plan_columns!(), " FROM plans WHERE code = $1 {for_update}");
     PLANS = concat!("SELECT ", plan_columns!(), " FROM plans WHERE code > $1 ORDER BY code LIMIT $2");
@@ -252,6 +258,10 @@ pub async fn edit(db: &Db, code: &str, edit: Edit, now: Time) -> Result<Edited, 
     let Some(plan) = row.map(Plan::try_from).transpose()? else {
         return tx.rollback().await.map(|()| Edited::Absent);
     };
+    if plan.terms.stripe_price_id.is_some() && edit.reprices(&plan.terms) {
+        let problem = "The plan is sold at its price at Stripe: change both by PUT /v1/plans.".to_owned();
+        return tx.rollback().await.map(|()| Edited::Invalid(problem));
+    }
     let terms = match edit.onto(plan.terms) {
         Ok(terms) => terms,
         Err(problem) => return tx.rollback().await.map(|()| Edited::Invalid(problem)),
@@ -313,6 +323,39 @@ async fn mark_default(tx: &mut Tx, code: &str) -> Result<Vec<(String,)>, StoreEr
         tx.execute(statement, binds![code, &PlanVersion::fresh()]).await?;
     }
     Ok(codes)
+}
+
+/// Puts the account on the plan `to`, or on the default one, from now on. Under the lock of the account's
+/// row, which every cast takes.
+pub async fn switch(tx: &mut Tx, account: &AccountId, to: Option<&str>, now: Time) -> Result<(), StoreError> {
+    let (before, since) = on(tx, account).await?;
+    tx.execute(&SWITCH, binds![account, to, now]).await?;
+    let (after, _) = on(tx, account).await?;
+    match before == after {
+        // The windows of its units go on, also where it was on it for want of another.
+        true => drop(tx.execute(&SWITCH, binds![account, to, since]).await?),
+        false => forget_windows(tx, account).await?,
+    }
+    Ok(())
+}
+
+/// The account's plan in force, if there is any, and since when it is.
+async fn on(tx: &mut Tx, account: &AccountId) -> Result<(Option<String>, i64), StoreError> {
+    tx.one(&ON_PLAN, binds![account]).await
+}
+
+/// The code of the account's plan in force.
+pub async fn of_account(db: &Db, account: &AccountId) -> Result<Option<String>, StoreError> {
+    let row: Option<(Option<String>, i64)> = db.optional(&ON_PLAN, binds![account]).await?;
+    Ok(row.and_then(|(code, _)| code))
+}
+
+/// Forgets the windows of the hard limit that the account's plan brings: called under the account's lock
+/// by whatever makes that limit apply or not, since nothing counts on them meanwhile. The next cast
+/// sums them up anew.
+pub async fn forget_windows(tx: &mut Tx, account: &AccountId) -> Result<(), StoreError> {
+    tx.execute(&FORGET_WINDOWS, binds![account]).await?;
+    Ok(())
 }
 
 /// Makes the plans that there are from the start, where they are absent, and marks the default one.

@@ -189,7 +189,7 @@ async fn edits_at_once_keep_what_they_do_not_name() {
     each_backend(|db| async move {
         let before = Terms { included_credits: 5, ..units(Period::Daily, 1) };
         let made = create(&db, "team", before.clone(), "free", Time(1)).await.unwrap().unwrap();
-        let limits = |units| Some(BTreeMap::from([("images".to_owned(), units)]));
+        let limits = |units| Some(BTreeMap::from([("images".to_owned(), Some(units))]));
         let edits = [
             Edit { name: Some("Renamed".to_owned()), ..Edit::default() },
             Edit { price_cents: Some(7), ..Edit::default() },

@@ -22,7 +22,7 @@ use crate::{
         reference::{References, Seen},
     },
     plan,
-    store::{Db, Rows, StoreError, Tx, binds, despite_conflicts, statements},
+    store::{Db, Rows, StoreError, Tx, binds, statements},
     window::Window,
 };
 
@@ -134,6 +134,8 @@ pub enum Effect {
     /// There is not enough left.
     Exceeded(Left),
     Suspended,
+    /// The account is gone: see [`gone`].
+    NoAccount,
     /// There is no plan of that code.
     NoPlan,
     /// A total would not fit its integer.
@@ -148,6 +150,7 @@ impl Effect {
             Outcome::NameReused => Effect::Reused,
             Outcome::Short(short) => Effect::Exceeded(short.standing.into()),
             Outcome::Suspended => Effect::Suspended,
+            Outcome::NoAccount => Effect::NoAccount,
             _ => Effect::OutOfRange,
         }
     }
@@ -197,12 +200,11 @@ statements! {
         SELECT accounts.id, plans.code, COALESCE(accounts.plan_since, accounts.created_at)
         FROM accounts JOIN plans ON ", plan::is_accounts!(), "
         WHERE accounts.id IN (SELECT given.value ->> 0 FROM {rows})");
-    PUT_ON_PLAN = "UPDATE accounts SET plan = $2, plan_since = $3 WHERE id = $1";
 }
 
 /// As [`credit_in`], in a transaction of its own.
 pub async fn credit(db: &Db, account: &AccountId, order: &Order, now: Time) -> Result<Effect, StoreError> {
-    despite_conflicts(async || {
+    db.effect(async || {
         let mut tx = db.begin().await?;
         let effect = credit_in(&mut tx, account, order, now).await?;
         match effect {
@@ -243,15 +245,18 @@ pub async fn credit_in(
         to: Fund::Credited(action.as_str().to_owned()),
         amount,
     });
-    let granted = transfer(tx, account, line(order_id), grants.to_vec(), now).await?;
-    if !matches!(granted, Outcome::Moved(_)) {
-        references.write(tx).await?;
-        return Ok(Effect::OutOfRange);
+    match transfer(tx, account, line(order_id), grants.to_vec(), now).await? {
+        Outcome::Moved(_) => {}
+        Outcome::NoAccount => return Err(gone()),
+        _ => {
+            references.write(tx).await?;
+            return Ok(Effect::OutOfRange);
+        }
     }
-    put_on_plan(tx, account, plan_code, now).await?;
+    plan::switch(tx, account, Some(plan_code), now).await?;
     // Asked again, since what is left is the new plan's.
     let Outcome::Moved(standing) = transfer(tx, account, line(order_id), Vec::new(), now).await? else {
-        return Err(StoreError::Refused("an account that is locked is gone".to_owned()));
+        return Err(gone());
     };
     references.answer(account, &once, &standing);
     references.write(tx).await?;
@@ -272,17 +277,10 @@ async fn transfer(
     Ok(outcomes.pop().unwrap_or(Outcome::OutOfRange))
 }
 
-/// Puts the account on the plan from now on, unless it is on it. Under the account's lock.
-async fn put_on_plan(tx: &mut Tx, account: &AccountId, code: &str, now: Time) -> Result<(), StoreError> {
-    let on: Option<(String, String, i64)> =
-        tx.optional(&PLANS_OF, binds![Rows::of([account.as_str()])]).await?;
-    let since = match on {
-        // Its window goes on, also where it was on it for want of another.
-        Some((_, on, since)) if on == code => Time(since),
-        _ => now,
-    };
-    tx.execute(&PUT_ON_PLAN, binds![account, code, since]).await?;
-    Ok(())
+/// The account was there when its user was looked up, in another state of the database: one that was
+/// restored, or that a replica of it took over from. It is made anew when its user is next heard of.
+fn gone() -> StoreError {
+    StoreError::Unavailable("the user's account is gone".to_owned())
 }
 
 /// The plan that an account is on, as far as its quotas go.

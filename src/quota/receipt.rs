@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Metered, Order};
+use super::{Metered, Order, Payment};
 use crate::{
     clock::Time,
     id::{AccountId, ReceiptId},
@@ -15,6 +15,9 @@ statements! {
                                     created_at)
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
     PAID = "SELECT amount, currency FROM quota_receipts WHERE order_id = $1";
+    ADD_PAYMENT = "
+        UPDATE quota_receipts SET amount = $2, currency = $3, status = $4
+        WHERE order_id = $1 AND amount IS NULL";
     RECEIPTS = "
         SELECT id, order_id, plan, units, amount, currency, status, created_at FROM quota_receipts
         WHERE account_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3";
@@ -95,6 +98,13 @@ pub(super) async fn add(
         now
     ];
     tx.execute(&ADD_RECEIPT, values).await?;
+    Ok(())
+}
+
+/// Adds to the receipt of an order that was credited without a payment what was paid for it since.
+pub async fn add_payment(tx: &mut Tx, order_id: &str, payment: &Payment) -> Result<(), StoreError> {
+    let Payment { amount, currency, status } = payment;
+    tx.execute(&ADD_PAYMENT, binds![order_id, amount, currency, status]).await?;
     Ok(())
 }
 

@@ -57,7 +57,7 @@ impl House {
         let definition = Definition {
             name: code.to_owned(),
             period: Some(period.to_owned()),
-            limits: Some(BTreeMap::from([(CHAT.as_str().to_owned(), chat)])),
+            limits: Some(BTreeMap::from([(CHAT.as_str().to_owned(), Some(chat))])),
             ..Definition::default()
         };
         plan::put(&self.db, code, definition.terms("usd").unwrap(), "free", at).await.unwrap();
@@ -334,6 +334,106 @@ async fn the_books_go_as_a_model_does_while_time_walks() {
                     "seed {seed}, step {step} at {at}"
                 );
             }
+        }
+    })
+    .await;
+}
+
+/// What a budget of its plan says of a month's spend after casts of 1 cent.
+async fn cast(house: &House, user: &AccountId, at: Time) -> bool {
+    use crate::{
+        id::{CastId, KeyId},
+        ledger::Spending,
+        money::Nanos,
+    };
+    let (key, spell) = (KeyId::from("key_1"), "echo".to_owned());
+    let spending = Spending { key, spell, amount: Nanos(10_000_000), from_credits: false };
+    let action = Action::Charge { cast: CastId::fresh(), spending, kept: None };
+    let outcome = house.ledger.ask(Request { account: user.clone(), at, action }).await.unwrap();
+    matches!(outcome, Outcome::Done)
+}
+
+async fn put_limit(house: &House, code: &str, cents: Option<i64>, at: Time) {
+    let definition = Definition { name: code.to_owned(), hard_limit_cents: cents, ..Definition::default() };
+    plan::put(&house.db, code, definition.terms("usd").unwrap(), "free", at).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_for_other_plans_are_no_way_round_a_plans_hard_limit() {
+    each_backend(|db| async move {
+        let at = time("2026-11-21T00:00:00Z");
+        let house = House::open(&db, "2026-11-01T00:00:00Z").await;
+        put_limit(&house, "small", Some(10), at).await;
+        put_limit(&house, "large", Some(25), at).await;
+        put_limit(&house, "unlimited", None, at).await;
+        let user = house.user("u1", "2026-11-20T00:00:00Z").await;
+        for (order, (plan, casts, made)) in
+            [("small", 8, 8), ("unlimited", 9, 9), ("large", 10, 8), ("small", 1, 0), ("unlimited", 1, 1)]
+                .into_iter()
+                .enumerate()
+        {
+            house.credit(&user, plan, 0, &format!("o{order}"), at).await;
+            let mut done = 0;
+            for _ in 0..casts {
+                done += i32::from(cast(&house, &user, at).await);
+            }
+            assert_eq!(done, made, "order {order} of {plan}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plans_new_limit_holds_for_a_batch_that_waited_with_an_old_view_of_it() {
+    statements! {
+        HOLD_ACCOUNT = "SELECT id FROM accounts WHERE id = $1 {for_update}";
+    }
+    each_backend(|db| async move {
+        let at = time("2026-11-21T00:00:00Z");
+        let replicas = [House::open(&db, "2026-11-01T00:00:00Z").await, House::again(&db)];
+        put_limit(&replicas[0], "free", Some(100), at).await;
+        // Two whose casts share a lane, and so a batch.
+        let mut users = vec![replicas[0].user("u0", "2026-11-20T00:00:00Z").await];
+        for n in 1.. {
+            let user = replicas[0].user(&format!("u{n}"), "2026-11-20T00:00:00Z").await;
+            if replicas[0].ledger.lane_number(&user) == replicas[0].ledger.lane_number(&users[0]) {
+                users.push(user);
+                break;
+            }
+        }
+        for user in &users {
+            assert!(cast(&replicas[0], user, at).await && cast(&replicas[1], user, at).await);
+        }
+        // Somebody holds the first user's account, and a batch of both waits for it.
+        let mut holder = db.begin().await.unwrap();
+        let _: Vec<(String,)> = holder.all(&HOLD_ACCOUNT, binds![&users[0]]).await.unwrap();
+        let waiting = {
+            let house = House::again(&db);
+            let users = users.clone();
+            tokio::spawn(async move {
+                let casts = (0..20).map(|n| cast(&house, &users[n % 2], at));
+                join_all(casts).await.into_iter().filter(|done| *done).count()
+            })
+        };
+        if db.backend() == crate::store::Backend::Postgres {
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            put_limit(&replicas[0], "free", Some(5), at).await;
+            assert!(cast(&replicas[1], &users[1], at).await);
+        }
+        holder.rollback().await.unwrap();
+        waiting.await.unwrap();
+        put_limit(&replicas[0], "free", Some(5), at).await;
+        for user in &users {
+            for house in &replicas {
+                while cast(house, user, at).await {}
+            }
+            let mut tx = db.begin_read().await.unwrap();
+            let window = Period::Monthly.window(at);
+            let spent = ledger::spent_in_window(&mut tx, user, window, (None, None)).await.unwrap();
+            tx.rollback().await.unwrap();
+            // On SQLite nobody can change a plan while the batch waits: it comes first, ten to each.
+            let most = if db.backend() == crate::store::Backend::Postgres { 5 } else { 12 };
+            assert_eq!(spent.posted.0 / 10_000_000, most, "cents that were spent under a limit of 5");
         }
     })
     .await;

@@ -218,6 +218,7 @@ pub struct Db {
     pools: Pools,
     migrated: Arc<AtomicBool>,
     long_reads: Arc<Semaphore>,
+    effects: Arc<Semaphore>,
     /// Where connections live: one that was made on an HTTP worker's own runtime would end with it.
     runtime: Handle,
 }
@@ -239,6 +240,9 @@ enum Pools {
 /// needs, its caller's key above all.
 const LONG_READS: usize = 3;
 
+/// How many effects have a turn at once.
+const EFFECTS: usize = 2;
+
 impl Db {
     /// Opens the database that `url` names, without waiting for it: `sqlite:PATH` or
     /// `postgres://…`. Must be called inside the runtime that its connections shall live on. Until [`Db::migrate`] has succeeded every call is `Unavailable`.
@@ -249,6 +253,7 @@ impl Db {
             pools: dialect::open(url)?,
             migrated: Arc::default(),
             long_reads: Arc::new(Semaphore::new(LONG_READS)),
+            effects: Arc::new(Semaphore::new(EFFECTS)),
             runtime: Handle::current(),
         })
     }
@@ -325,6 +330,18 @@ impl Db {
         // From here on the connection is in a transaction, whoever began it.
         tx.lease.clean = false;
         Ok((tx, rows))
+    }
+
+    /// Does `work`, which is one writing transaction beside the ledger's own, when it is its turn, and again when it
+    /// lost to another; within [`PATIENCE`] in all. Only a few have a turn at once: the other connections are
+    /// left to casts.
+    pub async fn effect<T>(&self, work: impl AsyncFn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let attempts = async {
+            let _turn = self.effects.acquire().await;
+            despite_conflicts(work).await
+        };
+        let late = || StoreError::Unavailable(format!("not done within {} ms", PATIENCE.as_millis()));
+        tokio::time::timeout(PATIENCE, Box::pin(attempts)).await.unwrap_or_else(|_| Err(late()))
     }
 
     /// A transaction that only reads: every statement of it sees the same books.

@@ -168,10 +168,10 @@ async fn checkout(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, Stor
             let told = Told { status: "active".to_owned(), at, teller: Teller::Beginning };
             subscription.hear(&told);
         }
-        subscription::put(tx, &subscription).await?;
+        subscription::put(tx, &subscription, now).await?;
     }
     // What it was told before may not hold any more.
-    subscription::update_plan(tx, &purchase.account).await?;
+    subscription::update_plan(tx, &purchase.account, now).await?;
     Ok(verdict)
 }
 
@@ -247,7 +247,7 @@ async fn subscription(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, 
     let taken = subscription.hear(&told);
     let end = object.time("current_period_end").or(object.time("items/data/0/current_period_end"));
     subscription.see(&told, plan, end, object.is_true("cancel_at_period_end"));
-    subscription::put(tx, &subscription).await?;
+    subscription::put(tx, &subscription, now).await?;
     Ok(match taken {
         true => Verdict::Applied(format!("the subscription is {status}")),
         false => applied("something newer is known"),
@@ -303,7 +303,7 @@ async fn bill(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, StoreErr
     let mut subscription = known_subscription(tx, &of, &purchase, now).await?;
     if !paid {
         subscription.hear_invoice(false, event.created_at, None);
-        subscription::put(tx, &subscription).await?;
+        subscription::put(tx, &subscription, now).await?;
         return Ok(applied("an invoice could not be paid"));
     }
     let lines = invoice.list("lines/data");
@@ -340,7 +340,7 @@ async fn bill(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, StoreErr
         };
         wallet::grant(tx, &grant, &event.id, now).await?;
     }
-    subscription::put(tx, &subscription).await?;
+    subscription::put(tx, &subscription, now).await?;
     Ok(applied("an invoice was paid"))
 }
 
@@ -433,15 +433,19 @@ async fn refund(
         charge: Some(id.clone()),
         invoice: charge.id("invoice").or(invoice),
     };
+    let reversal =
+        Reversal { id, payment, amount_cents, status: ReversalStatus::Refunded, at: event.created_at };
     // All that we sell has a customer of ours; what an app took from one of its own is known by its grant.
     if let Some(customer) = charge.id("customer")
         && !purchase::is_customer(tx, &customer).await?
-        && !wallet::verified_any(tx, &payment).await?
+        && !wallet::verified_any(tx, &reversal.payment).await?
     {
+        // It may have been verified before this refund, and be booked after it.
+        if !wallet::paid_for_any(tx, &reversal.payment).await? {
+            wallet::note(tx, &reversal).await?;
+        }
         return Ok(ignored("its customer is none of ours"));
     }
-    let status = ReversalStatus::Refunded;
-    let reversal = Reversal { id, payment, amount_cents, status, at: event.created_at };
     reverse(tx, &reversal, event, now).await
 }
 

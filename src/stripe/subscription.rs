@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::purchase;
 use crate::{
-    budget,
     clock::Time,
     id::{AccountId, PurchaseId},
+    plan,
     store::{Db, StoreError, Tx, binds, statements},
 };
 
@@ -217,7 +217,7 @@ statements! {
             cancel_at_period_end = excluded.cancel_at_period_end,
             invoice_status = excluded.invoice_status, invoice_at = excluded.invoice_at,
             invoice_period_end = excluded.invoice_period_end";
-    LOCK_ACCOUNT = "SELECT plan FROM accounts WHERE id = $1 {for_update}";
+    LOCK_ACCOUNT = "SELECT plan, subscribed_plan FROM accounts WHERE id = $1 {for_update}";
     PROCESSING = "
         SELECT id FROM purchases
         WHERE account_id = $1 AND plan IS NOT NULL AND status = 'processing' AND updated_at > $2
@@ -225,7 +225,7 @@ statements! {
                           WHERE purchase_id = purchases.id
                             AND subscriptions.status IN ('canceled', 'incomplete_expired'))
         LIMIT 1";
-    SET_PLAN = "UPDATE accounts SET plan = $2 WHERE id = $1";
+    SET_SUBSCRIBED_PLAN = "UPDATE accounts SET subscribed_plan = $2 WHERE id = $1";
 }
 
 #[derive(sqlx::FromRow)]
@@ -276,7 +276,7 @@ pub async fn get(tx: &mut Tx, id: &str) -> Result<Option<Subscription>, StoreErr
 }
 
 /// Writes what is known of a subscription, and puts its account on the plan that follows from it.
-pub async fn put(tx: &mut Tx, subscription: &Subscription) -> Result<(), StoreError> {
+pub async fn put(tx: &mut Tx, subscription: &Subscription, now: Time) -> Result<(), StoreError> {
     let Subscription { id, account, purchase, plan, status, .. } = subscription;
     let values = binds![
         id,
@@ -295,18 +295,23 @@ pub async fn put(tx: &mut Tx, subscription: &Subscription) -> Result<(), StoreEr
         subscription.created_at
     ];
     tx.execute(&PUT, values).await?;
-    update_plan(tx, account).await
+    update_plan(tx, account, now).await
 }
 
 /// Puts the account on the plan that its subscriptions and purchases come to, under its row's lock,
-/// which every cast takes.
-pub async fn update_plan(tx: &mut Tx, account: &AccountId) -> Result<(), StoreError> {
-    let (plan,): (Option<String>,) = tx.one(&LOCK_ACCOUNT, binds![account]).await?;
+/// which every cast takes. Where they come to the same as before, the account's plan stays: an order that
+/// was paid elsewhere may have changed it since.
+pub async fn update_plan(tx: &mut Tx, account: &AccountId, now: Time) -> Result<(), StoreError> {
+    let (plan, subscribed): (Option<String>, Option<String>) = tx.one(&LOCK_ACCOUNT, binds![account]).await?;
     let standing = standing_of(tx.all(&OF_ACCOUNT, binds![account]).await?);
     let in_force = standing.plan.filter(|_| standing.in_force);
-    if in_force != plan {
-        tx.execute(&SET_PLAN, binds![account, in_force]).await?;
-        budget::forget_the_plans(tx, account).await?;
+    if in_force == subscribed {
+        return Ok(());
+    }
+    tx.execute(&SET_SUBSCRIBED_PLAN, binds![account, in_force.clone()]).await?;
+    // What ended takes its own plan with it, and no other.
+    if in_force.is_some() || plan == subscribed {
+        plan::switch(tx, account, in_force.as_deref(), now).await?;
     }
     Ok(())
 }

@@ -241,6 +241,17 @@ async fn grants_of(tx: &mut Tx, payment: &Payment) -> Result<Vec<GrantRow>, Stor
 /// Takes back, freezes or restores what a reversal says. `false`: no grant of that payment is known;
 /// the reversal waits for it.
 pub async fn reverse(tx: &mut Tx, reversal: &Reversal, event: &str, now: Time) -> Result<bool, StoreError> {
+    note(tx, reversal).await?;
+    let grants = grants_of(tx, &reversal.payment).await?;
+    let known = !grants.is_empty();
+    for grant in grants {
+        settle(tx, grant, reversal.status.cause(), event, now).await?;
+    }
+    Ok(known)
+}
+
+/// Keeps what a reversal says, for a grant of that payment that is yet to come.
+pub async fn note(tx: &mut Tx, reversal: &Reversal) -> Result<(), StoreError> {
     let Payment { intent, charge, invoice } = reversal.payment.clone();
     let values = binds![
         &reversal.id,
@@ -253,12 +264,7 @@ pub async fn reverse(tx: &mut Tx, reversal: &Reversal, event: &str, now: Time) -
         reversal.status.is_final()
     ];
     tx.execute(&PUT_REVERSAL, values).await?;
-    let grants = grants_of(tx, &reversal.payment).await?;
-    let known = !grants.is_empty();
-    for grant in grants {
-        settle(tx, grant, reversal.status.cause(), event, now).await?;
-    }
-    Ok(known)
+    Ok(())
 }
 
 /// Brings a grant to what stands of it, and its account's balance along.

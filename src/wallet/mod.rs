@@ -13,7 +13,7 @@ mod tokens;
 pub mod transactions;
 
 pub use credits::{
-    Credits, Grant, GrantError, PaidFor, Payment, Reversal, ReversalStatus, credits, grant, paid_for_any,
-    reverse, verified_any,
+    Credits, Grant, GrantError, PaidFor, Payment, Reversal, ReversalStatus, credits, grant, note,
+    paid_for_any, reverse, verified_any,
 };
 pub use tokens::{Allocation, Held, Refused, allocate, consume, held, reset};

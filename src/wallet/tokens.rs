@@ -20,7 +20,7 @@ use crate::{
         TakeFrom, Transfer,
     },
     money::Nanos,
-    store::{Db, StoreError, binds, despite_conflicts, statements},
+    store::{Db, StoreError, binds, statements},
 };
 
 statements! {
@@ -212,7 +212,7 @@ pub async fn consume(
 /// Empties the wallet: what is left of its credits and of every model's tokens is taken back. What is
 /// owed, or held by a cast that runs, stays so.
 pub async fn reset(db: &Db, account: &AccountId, now: Time) -> Result<(), StoreError> {
-    despite_conflicts(async || {
+    db.effect(async || {
         let mut tx = db.begin().await?;
         let _: Vec<(String,)> = tx.all(&LOCK_ACCOUNT, binds![account]).await?;
         let left = Held::of(tx.all(&HELD, binds![account]).await?);

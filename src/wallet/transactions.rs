@@ -12,7 +12,7 @@ use crate::{
 statements! {
     TRANSACTIONS = "
         SELECT id, type AS kind, amount, model_id, created_at FROM wallet_transactions
-        WHERE account_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3";
+        WHERE account_id = $1 AND id < $2 AND type <> 'undone' ORDER BY id DESC LIMIT $3";
 }
 
 /// A line, as it goes out.

@@ -11,11 +11,12 @@ use crate::{
     id::AccountId,
     inbox::{self, Source},
     money::Nanos,
-    store::{Db, StoreError, binds, despite_conflicts, statements},
+    store::{Db, StoreError, binds, statements},
     wallet::{self, Grant, GrantError, PaidFor, Payment},
 };
 
 statements! {
+    LOCK_ACCOUNT = "SELECT id FROM accounts WHERE id = $1 {for_update}";
     ADD_PURCHASE = "
         INSERT INTO wallet_purchases (transaction_id, account_id, product_id, credits, verified_by, created_at)
         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (transaction_id) DO NOTHING";
@@ -69,12 +70,15 @@ pub async fn book(
         amount_cents: *amount_cents,
         payment: payment.clone(),
     };
-    despite_conflicts(async || {
+    db.effect(async || {
         let mut tx = db.begin().await?;
         if *payment != Payment::default() {
             // A refund that Stripe tells of at this moment must find it, or be found by it.
             inbox::lock(&mut tx, Source::Stripe).await?;
         }
+        // First of all that names the account: a row that refers to it would hold the account's only in part,
+        // and two who each do so wait for each other.
+        let _: Vec<(String,)> = tx.all(&LOCK_ACCOUNT, binds![account]).await?;
         let values = binds![transaction_id, account, product_id, *credits, *verified_by, now];
         if tx.execute(&ADD_PURCHASE, values).await? == 0 {
             tx.rollback().await?;
