@@ -19,7 +19,7 @@ use crate::{
     wallet::{
         self, Allocation, Refused,
         pricing::{self, Category},
-        purchase::{self, Booked, Paid, Unverified},
+        purchase::{self, Booked, Owner, Paid, Unverified},
         transactions,
     },
 };
@@ -138,8 +138,11 @@ pub async fn add(
             amount_cents: 0,
         },
         false => {
-            let user = caller.user().unwrap_or(caller.account.as_str());
-            state.purchases.verify(&record, credits, user).await?.into()
+            if purchase::is_known(&state.db, &record.transaction_id).await? {
+                return Err(Code::PurchaseKnown.into());
+            }
+            let owner = caller.user().map_or(Owner::Account(caller.account.as_str()), Owner::User);
+            state.purchases.verify(&record, credits, owner).await?.into()
         }
     };
     let price = state.config.billing.credit_price;

@@ -17,6 +17,7 @@ use crate::{
 
 statements! {
     LOCK_ACCOUNT = "SELECT id FROM accounts WHERE id = $1 {for_update}";
+    KNOWN = "SELECT transaction_id FROM wallet_purchases WHERE transaction_id = $1";
     ADD_PURCHASE = "
         INSERT INTO wallet_purchases (transaction_id, account_id, product_id, credits, verified_by, created_at)
         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (transaction_id) DO NOTHING";
@@ -51,6 +52,12 @@ pub enum Booked {
     Known,
     /// The account's total would not fit its integer.
     OutOfRange,
+}
+
+/// Whether the transaction was booked already.
+pub async fn is_known(db: &Db, transaction_id: &str) -> Result<bool, StoreError> {
+    let row: Option<(String,)> = db.optional(&KNOWN, binds![transaction_id]).await?;
+    Ok(row.is_some())
 }
 
 /// Adds what was paid for to the account's credits, of which one is worth `credit_value`.

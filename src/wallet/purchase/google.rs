@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use tokio::{sync::Mutex, time::timeout};
 use url::Url;
 
-use super::{Products, Provider, Record, Unverified, Verified};
+use super::{Owner, Products, Provider, Record, Unverified, Verified};
 use crate::{
     clock::{Clock, Time},
     wallet::Payment,
@@ -175,7 +175,7 @@ impl Client {
         record: &Record,
         token: &str,
         credits: i64,
-        user: &str,
+        owner: Owner<'_>,
     ) -> Result<Verified, Unverified> {
         // Before Google is asked: it need not hear of what gives nothing here.
         products.each(&record.product_id)?;
@@ -187,7 +187,7 @@ impl Client {
             Silent::Unknown => invalid("Google Play knows no such purchase of this product"),
             Silent::Unauthorized | Silent::Failed => Unverified::Unavailable(Provider::Google),
         })?;
-        self.judge(bought, products, record, credits, user)
+        self.judge(bought, products, record, credits, owner)
     }
 
     fn judge(
@@ -196,7 +196,7 @@ impl Client {
         products: &Products,
         record: &Record,
         credits: i64,
-        user: &str,
+        owner: Owner<'_>,
     ) -> Result<Verified, Unverified> {
         match bought.purchase_state {
             0 => {}
@@ -212,7 +212,7 @@ impl Client {
             Some(0) => return Err(invalid("the purchase is a tester's, who paid nothing")),
             Some(_) => return Err(invalid("the purchase is of a type that is not known")),
         }
-        if bought.obfuscated_external_account_id.is_some_and(|of| !is_of(&of, user)) {
+        if bought.obfuscated_external_account_id.is_some_and(|of| !is_of(&of, owner)) {
             return Err(invalid("the purchase is another user's"));
         }
         let Some(order) = bought.order_id.filter(|order| !order.is_empty()) else {
@@ -334,10 +334,16 @@ impl Client {
     }
 }
 
-/// Whether the app named this user when it began the purchase: as such, or, since Google wants nothing
-/// there that says who it is, by the SHA-256 in hexadecimal.
-fn is_of(named: &str, user: &str) -> bool {
-    named == user || named == hex::encode(Sha256::digest(user))
+/// Whether the app named this owner when it began the purchase. A user is named as such or, since Google
+/// wants nothing there that says who it is, by the SHA-256 in hexadecimal; one whose name could be an
+/// account's id only by the latter, since as such it names the account.
+fn is_of(named: &str, owner: Owner<'_>) -> bool {
+    match owner {
+        Owner::Account(id) => named == id,
+        Owner::User(user) => {
+            (named == user && !user.starts_with("acct_")) || named == hex::encode(Sha256::digest(user))
+        }
+    }
 }
 
 fn invalid(why: &str) -> Unverified {

@@ -22,9 +22,10 @@ mod testing;
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 
 use crate::{clock::Clock, config::Billing, stripe::Stripe, wallet::Payment};
-pub use book::{Booked, Paid, book};
+pub use book::{Booked, Paid, book, is_known};
 use settings::Purchases;
 
 /// Longest `productId` and `transactionId`, in bytes. Both are stored.
@@ -108,6 +109,16 @@ impl Record {
     }
 }
 
+/// Whose wallet a purchase is for. The two are name spaces of their own: whoever may choose a user's name
+/// elsewhere could choose an account's id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner<'a> {
+    /// A JWT's subject.
+    User(&'a str),
+    /// The account of an API key.
+    Account(&'a str),
+}
+
 /// A purchase that its provider vouches for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
@@ -179,7 +190,11 @@ struct Parts {
     apple: Option<apple::Settings>,
     google: Option<google::Client>,
     stripe: Option<stripe::Payments>,
+    turns: Semaphore,
 }
+
+/// How many purchases are verified at once: a provider's allowance is shared with what else asks it.
+const AT_ONCE: usize = 8;
 
 impl Verifier {
     /// `stripe` is the way to Stripe, `None` where its key is absent; `billing` says what a credit
@@ -201,17 +216,24 @@ impl Verifier {
             apple: purchases.apple.clone(),
             google: google.transpose()?,
             stripe: stripe.map(|stripe| stripe::Payments::new(stripe, billing)),
+            turns: Semaphore::new(AT_ONCE),
         })))
     }
 
     /// Verifies that the record is of a purchase that was paid, of so many credits, and not somebody
-    /// else's than `user`'s: a JWT's subject, or the account of an API key.
+    /// else's than `owner`'s. Only a few are verified at once.
     ///
     /// # Errors
     ///
     /// See [`Unverified`].
-    pub async fn verify(&self, record: &Record, credits: i64, user: &str) -> Result<Verified, Unverified> {
-        let Parts { clock, products, apple, google, stripe } = &*self.0;
+    pub async fn verify(
+        &self,
+        record: &Record,
+        credits: i64,
+        owner: Owner<'_>,
+    ) -> Result<Verified, Unverified> {
+        let Parts { clock, products, apple, google, stripe, turns } = &*self.0;
+        let _turn = turns.acquire().await;
         match record.proof.as_ref().ok_or(Unverified::NotVerifiable)? {
             Proof::SignedTransaction(jws) => {
                 let apple = apple.as_ref().ok_or(Unverified::SwitchedOff(Provider::Apple))?;
@@ -219,11 +241,11 @@ impl Verifier {
             }
             Proof::PurchaseToken(token) => {
                 let google = google.as_ref().ok_or(Unverified::SwitchedOff(Provider::Google))?;
-                google.verify(products, record, token, credits, user).await
+                google.verify(products, record, token, credits, owner).await
             }
             Proof::PaymentIntent(intent) => {
                 let stripe = stripe.as_ref().ok_or(Unverified::SwitchedOff(Provider::Stripe))?;
-                stripe.verify(record, intent, credits, user).await
+                stripe.verify(record, intent, credits, owner).await
             }
         }
     }
@@ -303,7 +325,7 @@ mod tests {
             ("receipt", Unverified::NotVerifiable),
         ] {
             let record = read(json!({"productId": "p", "transactionId": "t", field: "x"})).unwrap();
-            assert_eq!(verifier.verify(&record, 1, "user").await, Err(outcome));
+            assert_eq!(verifier.verify(&record, 1, Owner::User("user")).await, Err(outcome));
         }
     }
 }

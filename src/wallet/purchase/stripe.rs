@@ -6,7 +6,7 @@
 //! As [`crate::stripe`] says: an answer or an error within seconds. That Stripe knows no such payment
 //! is about the payment; anything else is [`Unverified::Unavailable`].
 
-use super::{Provider, Record, Unverified, Verified};
+use super::{Owner, Provider, Record, Unverified, Verified};
 use crate::{
     config::Billing,
     money::{NANOS_PER_CENT, Nanos},
@@ -47,7 +47,7 @@ impl Payments {
         record: &Record,
         intent: &str,
         credits: i64,
-        user: &str,
+        owner: Owner<'_>,
     ) -> Result<Verified, Unverified> {
         if !is_intent(intent) {
             return Err(invalid("`paymentIntentId` is no id of a payment intent"));
@@ -59,7 +59,7 @@ impl Payments {
             )));
         }
         let paid = self.stripe.payment_intent(intent).await.map_err(|error| silent(&error))?;
-        judge(&paid, &self.price, record, credits, user)
+        judge(&paid, &self.price, record, credits, owner)
     }
 }
 
@@ -82,7 +82,7 @@ fn judge(
     price: &Price,
     record: &Record,
     credits: i64,
-    user: &str,
+    owner: Owner<'_>,
 ) -> Result<Verified, Unverified> {
     if paid.id != record.transaction_id {
         return Err(Unverified::Unavailable(Provider::Stripe));
@@ -94,10 +94,14 @@ fn judge(
     if paid.metadata.contains_key("purchase_id") {
         return Err(invalid("it was made in this server's Checkout, which adds its credits by itself"));
     }
-    match paid.metadata.get("user_id") {
-        Some(of) if of == user => {}
+    let (named, name, missing) = match owner {
+        Owner::User(user) => (paid.metadata.get("user_id"), user, "its metadata has no `user_id`"),
+        Owner::Account(id) => (paid.metadata.get("account_id"), id, "its metadata has no `account_id`"),
+    };
+    match named {
+        Some(of) if of == name => {}
         Some(_) => return Err(invalid("it is another user's")),
-        None => return Err(invalid("its metadata has no `user_id`")),
+        None => return Err(invalid(missing)),
     }
     if paid.status != "succeeded" {
         return Err(invalid("it has not succeeded"));
@@ -168,7 +172,7 @@ mod tests {
     }
 
     async fn verify(base: &str, credits: i64) -> Result<Verified, Unverified> {
-        payments(base).verify(&record("pi_1"), "pi_1", credits, USER).await
+        payments(base).verify(&record("pi_1"), "pi_1", credits, Owner::User(USER)).await
     }
 
     async fn told(payment: Value) -> Result<Verified, Unverified> {
@@ -211,6 +215,7 @@ mod tests {
             ("metadata", json!({}), "no `user_id`"),
             ("metadata", json!({"user_id": "user|8"}), "another user's"),
             ("metadata", json!({"user_id": ""}), "another user's"),
+            ("metadata", json!({"account_id": USER}), "no `user_id`"),
             ("metadata", json!({"purchase_id": "pur_1"}), "Checkout"),
             ("metadata", json!({"purchase_id": "pur_1", "user_id": USER}), "Checkout"),
             ("latest_charge", json!({"amount_refunded": 1}), "refunded"),
@@ -249,9 +254,9 @@ mod tests {
         let server = Server::start(|_| (200, paid().to_string())).await;
         let payments = payments(&server.base);
         for id in ["pi_", "pi_../customers", "pi_1?x", "ch_1", "", "pi_\u{e9}", &format!("pi_{:0255}", 1)] {
-            refused(payments.verify(&record(id), id, 100, USER).await, "no id");
+            refused(payments.verify(&record(id), id, 100, Owner::User(USER)).await, "no id");
         }
-        let other = payments.verify(&record("pi_2"), "pi_1", 100, USER).await.unwrap_err();
+        let other = payments.verify(&record("pi_2"), "pi_1", 100, Owner::User(USER)).await.unwrap_err();
         let told = "The payment's `transactionId` is `pi_1`, not `pi_2`.".to_owned();
         assert_eq!(other, Unverified::Mismatch(told));
         assert!(server.asked("GET").is_empty());

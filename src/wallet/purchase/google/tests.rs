@@ -70,7 +70,7 @@ fn record(product_id: &str) -> Record {
 /// What becomes of a purchase of so many credits.
 async fn verify(client: &Client, credits: i64) -> Result<Verified, Unverified> {
     let products = Products([("c.100".to_owned(), 100), ("c?/..#100".to_owned(), 100)].into());
-    client.verify(&products, &record("c.100"), "abc.AO-J1_x", credits, USER).await
+    client.verify(&products, &record("c.100"), "abc.AO-J1_x", credits, Owner::User(USER)).await
 }
 
 /// The same, where Google says this of it.
@@ -282,8 +282,9 @@ async fn no_product_and_no_token_leads_to_another_path() {
     let server = google(200, paid()).await;
     let client = client(&server.base);
     let products = Products([("c?/..#100".to_owned(), 100)].into());
-    let ask =
-        async |product: &str, token: &str| client.verify(&products, &record(product), token, 100, USER).await;
+    let ask = async |product: &str, token: &str| {
+        client.verify(&products, &record(product), token, 100, Owner::User(USER)).await
+    };
     assert!(ask("c?/..#100", "../a?b#c%2f").await.is_ok());
     let asked = server.asked("GET").remove(0);
     assert!(asked.contains("/purchases/products/c%3F%2F..%23100/tokens/..%2Fa%3Fb%23c%252f HTTP"), "{asked}");
@@ -313,4 +314,15 @@ fn a_key_file_that_can_not_be_used_is_refused_without_a_word_of_it() {
         let told = ServiceAccount::read(&json, web_url).err().unwrap();
         assert!(told.starts_with("must ") && !told.contains("hunter2"), "{told}");
     }
+}
+
+#[test]
+fn a_user_who_is_called_like_an_account_is_not_it() {
+    assert!(is_of("acct_1", Owner::Account("acct_1")) && !is_of("acct_2", Owner::Account("acct_1")));
+    assert!(!is_of("acct_1", Owner::User("acct_1")));
+    let hashed = hex::encode(Sha256::digest("acct_1"));
+    assert!(is_of(&hashed, Owner::User("acct_1")) && !is_of(&hashed, Owner::Account("acct_1")));
+    assert!(
+        is_of("ann", Owner::User("ann")) && is_of(&hex::encode(Sha256::digest("ann")), Owner::User("ann"))
+    );
 }
