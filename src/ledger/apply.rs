@@ -15,10 +15,11 @@ use super::{
     decide::{Decision, HoldState, Operation, decide},
     hold::HoldRow,
     idempotency::{KEPT_FOR, KnownKey},
-    load::{Subject, Working},
+    load::Working,
     request::{
         Action, Answer, HeldFor, Keyed, Limit, NewHold, OnLost, Outcome, Refusal, Request, Spending, Undone,
     },
+    subject::Subject,
     write::{Last, Writes},
 };
 use crate::{

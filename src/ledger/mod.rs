@@ -12,6 +12,7 @@ pub mod idempotency;
 mod load;
 pub mod reference;
 mod request;
+mod subject;
 pub mod sweeper;
 #[cfg(test)]
 mod tests;
