@@ -130,8 +130,8 @@ pub async fn add(
     let record = purchase::Record::read(&purchase_record).map_err(ApiError::invalid)?;
     let paid = match caller.is_admin() {
         true => Paid {
-            transaction_id: record.transaction_id,
-            product_id: record.product_id,
+            transaction_id: record.transaction_id.clone(),
+            product_id: record.product_id.clone(),
             credits,
             verified_by: if caller.service { "service" } else { "admin" },
             payment: wallet::Payment::default(),
@@ -150,6 +150,9 @@ pub async fn add(
         Booked::Added => {}
         Booked::Known => return Err(Code::PurchaseKnown.into()),
         Booked::OutOfRange => return Err(refusal(&Refused::OutOfRange, &request)),
+    }
+    if !caller.is_admin() {
+        state.purchases.settle(&record).await;
     }
     let balance = wallet::credits(&state.db, &account).await?.available.0 / price.0;
     Ok(HttpResponse::Ok().json(json!({ "success": true, "new_balance": balance })))

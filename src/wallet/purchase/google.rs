@@ -14,7 +14,11 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use reqwest::{Response, header::CONTENT_TYPE, redirect};
+use reqwest::{
+    Response,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
+    redirect,
+};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
@@ -263,6 +267,25 @@ impl Client {
             token,
         ]);
         may_be_token.then_some(url)
+    }
+
+    /// Consumes a purchase that was booked: until somebody does, Google sells no second one, and pays this one
+    /// back after three days. Whether it is done; the app can do it as well.
+    pub async fn consume(&self, product: &str, token: &str) -> bool {
+        let Some(url) = self.url(product, &format!("{token}:consume")) else { return false };
+        let consumed = timeout(self.within, async {
+            let token = self.token().await.ok()?;
+            let request = self.http.post(url).bearer_auth(token.text.expose_secret());
+            let request = request.header(CONTENT_LENGTH, 0);
+            let response = request.send().await.map_err(|error| unreached(&error)).ok()?;
+            Some(response.status().as_u16())
+        });
+        let status = consumed.await.unwrap_or(None);
+        let done = matches!(status, Some(200 | 204));
+        if !done {
+            tracing::warn!(?status, "Google Play did not consume a purchase that was booked");
+        }
+        done
     }
 
     async fn purchase(&self, url: Url) -> Result<Purchase, Silent> {

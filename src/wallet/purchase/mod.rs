@@ -249,6 +249,14 @@ impl Verifier {
             }
         }
     }
+
+    /// Tells the provider that a purchase which it vouched for was booked, where it wants to know. A provider who
+    /// can't be told is logged: the app may tell it, too.
+    pub async fn settle(&self, record: &Record) {
+        if let (Some(google), Some(Proof::PurchaseToken(token))) = (&self.0.google, &record.proof) {
+            google.consume(&record.product_id, token).await;
+        }
+    }
 }
 
 #[cfg(test)]

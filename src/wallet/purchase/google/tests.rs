@@ -326,3 +326,20 @@ fn a_user_who_is_called_like_an_account_is_not_it() {
         is_of("ann", Owner::User("ann")) && is_of(&hex::encode(Sha256::digest("ann")), Owner::User("ann"))
     );
 }
+
+#[tokio::test]
+async fn what_was_booked_is_consumed() {
+    for (status, done) in [(204, true), (200, true), (403, false), (500, false), (0, false)] {
+        let server = Server::start(move |request| match request.starts_with("POST /token ") {
+            true => (200, token("ya29.first")),
+            false => (status, String::new()),
+        })
+        .await;
+        let client = Client { within: Duration::from_millis(300), ..client(&server.base) };
+        assert_eq!(client.consume("c.100", "abc.AO-J1_x").await, done, "{status}");
+        let asked = server.asked("POST /play/").remove(0);
+        assert!(asked.contains("/products/c.100/tokens/abc.AO-J1_x:consume HTTP/1.1\r\n"), "{asked}");
+        assert!(asked.contains("\r\nauthorization: Bearer ya29.first\r\n"), "{asked}");
+    }
+    assert!(!client("http://127.0.0.1:1").consume("c.100", "abc").await);
+}
