@@ -6,7 +6,10 @@
 
 use std::collections::HashMap;
 
-use super::balance::{Balance, BalanceId, Leg};
+use super::{
+    balance::{Balance, BalanceId, Leg},
+    cause,
+};
 use crate::{clock::Time, id::HoldId};
 
 /// What a batch of operations works on: the balances and holds they name, as loaded.
@@ -215,6 +218,7 @@ struct Scratch<'a> {
 impl Scratch<'_> {
     fn run(&mut self, grants: &[Grant], takes: &[Take], caps: &[Cap]) -> Result<(), Decision> {
         for Grant { cause, leg } in grants {
+            debug_assert!(cause::grants(cause), "{cause} is not listed");
             let balance = self.balance(&leg.balance);
             let granted = balance.granted.unwrap_or(0).checked_add(leg.amount);
             balance.granted = Some(granted.ok_or(Decision::OutOfRange)?);
@@ -235,6 +239,7 @@ impl Scratch<'_> {
     /// Whether there was enough.
     fn take(&mut self, take: &Take) -> Result<bool, Decision> {
         let Take { cause, from, amount } = take;
+        debug_assert!(cause::posts(cause), "{cause} is not listed");
         let mut left = *amount;
         for id in from {
             let balance = self.balance(id);
@@ -317,6 +322,7 @@ fn add_lines(
     changed: &[(BalanceId, Balance)],
     legs: &[Leg],
 ) {
+    debug_assert!(cause::posts(cause), "{cause} is not listed");
     for ((id, balance), leg) in changed.iter().zip(legs) {
         if balance.journaled {
             let reference = reference.to_owned();
@@ -377,8 +383,6 @@ mod tests {
     const BALANCES: [&str; 6] = ["spend", "tight", "wide", "prepaid", "spare", "bought"];
     const LIMITS: [Option<i64>; 6] = [None, Some(20), Some(50), Some(0), Some(0), Some(0)];
     const JOURNALED: [bool; 6] = [true, false, false, true, true, true];
-    /// What changes `granted`; every other cause changes `posted`.
-    const GRANTS: [&str; 2] = ["purchase", "refund"];
 
     fn books() -> Books {
         let balances = BALANCES.iter().zip(LIMITS.into_iter().zip(JOURNALED));
@@ -393,7 +397,7 @@ mod tests {
     }
 
     fn granting(name: &str, amount: i64) -> Grant {
-        Grant { cause: GRANTS[usize::from(amount < 0)], leg: Leg { balance: balance(name), amount } }
+        Grant { cause: if amount < 0 { "refund" } else { "purchase" }, leg: Leg { balance: balance(name), amount } }
     }
 
     fn grant(amount: i64) -> Operation {
@@ -406,7 +410,7 @@ mod tests {
         Operation::Transfer {
             reference: "some".to_owned(),
             grants: vec![granting("bought", granted)],
-            takes: vec![Take { cause: "taken", from: from.iter().map(|id| balance(id)).collect(), amount }],
+            takes: vec![Take { cause: "debit", from: from.iter().map(|id| balance(id)).collect(), amount }],
             caps: vec![Cap { over: vec![balance("bought"), balance("spare")], most: 25 }],
         }
     }
@@ -542,8 +546,8 @@ mod tests {
                     }
                     if balance.journaled {
                         let lines = || entries.iter().filter(|entry| entry.balance == *id);
-                        let granted = lines().filter(|entry| GRANTS.contains(&entry.cause));
-                        let posted = lines().filter(|entry| !GRANTS.contains(&entry.cause));
+                        let granted = lines().filter(|entry| cause::grants(entry.cause));
+                        let posted = lines().filter(|entry| !cause::grants(entry.cause));
                         prop_assert_eq!(balance.posted, posted.map(|entry| entry.amount).sum::<i64>());
                         prop_assert_eq!(balance.granted.unwrap_or(0), granted.map(|entry| entry.amount).sum::<i64>());
                     }
@@ -666,7 +670,7 @@ mod tests {
         assert_eq!(run(&convert(&["prepaid"], -2, 0)), (Decision::Applied, 8, 2, 22));
         assert_eq!(run(&convert(&[], 1, 0)), (Decision::Short(0), 8, 2, 22));
         assert_eq!(run(&convert(&both, 1, i64::MAX)), (Decision::OutOfRange, 8, 2, 22));
-        let taken: i64 = entries.iter().filter(|line| line.cause == "taken").map(|line| line.amount).sum();
+        let taken: i64 = entries.iter().filter(|line| line.cause == "debit").map(|line| line.amount).sum();
         assert_eq!(taken, 10);
     }
 
