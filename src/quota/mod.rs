@@ -14,6 +14,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use crate::{
+    budget,
     clock::Time,
     id::AccountId,
     ledger::{
@@ -279,7 +280,10 @@ async fn put_on_plan(tx: &mut Tx, account: &AccountId, code: &str, now: Time) ->
     let since = match on {
         // Its window goes on, also where it was on it for want of another.
         Some((_, on, since)) if on == code => Time(since),
-        _ => now,
+        _ => {
+            budget::forget_the_plans(tx, account).await?;
+            now
+        }
     };
     tx.execute(&PUT_ON_PLAN, binds![account, code, since]).await?;
     Ok(())
