@@ -150,8 +150,10 @@ impl Application {
         let setup = tokio::spawn(set_up(state.clone(), address));
         let sweeping =
             sweeper::start(state.db.clone(), state.clock.clone(), state.ledger.clone(), http::casts::lost);
-        let auditing =
-            state.config.audit_every.map(|every| audit::start(state.db.clone(), state.metrics.clone(), every));
+        let auditing = state
+            .config
+            .audit_every
+            .map(|every| audit::start(state.db.clone(), state.metrics.clone(), every));
         let flushing = tokio::spawn(keep_flushing(state.identity.clone()));
         let signals = tokio::spawn(stop_on_signal(server.handle()));
         tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");

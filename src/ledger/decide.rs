@@ -397,7 +397,10 @@ mod tests {
     }
 
     fn granting(name: &str, amount: i64) -> Grant {
-        Grant { cause: if amount < 0 { "refund" } else { "purchase" }, leg: Leg { balance: balance(name), amount } }
+        Grant {
+            cause: if amount < 0 { "refund" } else { "purchase" },
+            leg: Leg { balance: balance(name), amount },
+        }
     }
 
     fn grant(amount: i64) -> Operation {

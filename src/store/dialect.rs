@@ -160,10 +160,7 @@ pub(super) fn open(url: &str) -> Result<Pools, String> {
 
 /// One connection, there only while it is needed.
 fn long_reads<D: sqlx::Database>() -> PoolOptions<D> {
-    PoolOptions::new()
-        .max_connections(1)
-        .acquire_timeout(PATIENCE)
-        .idle_timeout(Duration::from_secs(10))
+    PoolOptions::new().max_connections(1).acquire_timeout(PATIENCE).idle_timeout(Duration::from_secs(10))
 }
 
 /// How long an idle connection may take to show that it still is one.

@@ -34,9 +34,19 @@ macro_rules! spend_of {
     ($of:literal, $at:literal) => {
         concat!(
             "
-            LEFT JOIN balances AS spend ON spend.kind = 'spend' AND spend.account_id = ", $of, ".account_id
-                AND spend.starts_at = ", $of, ".", $at, " / 86400000 * 86400000
-                AND spend.key_id = ", $of, ".key_id AND spend.spell = ", $of, ".spell"
+            LEFT JOIN balances AS spend ON spend.kind = 'spend' AND spend.account_id = ",
+            $of,
+            ".account_id
+                AND spend.starts_at = ",
+            $of,
+            ".",
+            $at,
+            " / 86400000 * 86400000
+                AND spend.key_id = ",
+            $of,
+            ".key_id AND spend.spell = ",
+            $of,
+            ".spell"
         )
     };
 }
