@@ -213,6 +213,9 @@ async fn books_that_everything_was_written_to_agree() {
     .await;
 }
 
+/// A balance, what of it, and how much more of that is stored than should be.
+type Named<'a> = (&'a str, &'a str, i128);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_tampered_with_is_named() {
     each_backend(|db| async move {
@@ -229,8 +232,8 @@ async fn whatever_is_tampered_with_is_named() {
         let [daily, lifetime] = &*windows else { panic!("one window of each budget: {windows:?}") };
         let by_casts = "posted, by casts and settled holds";
         let by_grants = "granted, by what stands of its grants";
-        // A statement, and what of which balances has to be named, with `stored - expected`.
-        let tampered: Vec<(&'static str, Vec<(&str, &str, i128)>)> = vec![
+        // A statement, and what has to be named then.
+        let tampered: Vec<(&'static str, Vec<Named>)> = vec![
             ("UPDATE balances SET posted = posted + 1 WHERE kind = 'credits'", vec![(&credits, "posted", 1)]),
             (
                 "UPDATE balances SET granted = granted - 2 WHERE kind = 'tokens'",
@@ -333,7 +336,7 @@ async fn whatever_is_tampered_with_is_named() {
 }
 
 /// Audits inside `tx`, and rolls it back.
-async fn assert_named(tx: &mut Tx, tampering: &str, expected: &[(&str, &str, i128)]) {
+async fn assert_named(tx: &mut Tx, tampering: &str, expected: &[Named<'_>]) {
     let drifts = audit_in(tx).await.unwrap().drifts;
     let named = drifts.iter().map(|drift| (&*drift.subject, drift.what, drift.stored - drift.expected));
     assert_eq!(named.collect::<Vec<_>>(), expected, "{tampering}");
