@@ -3,7 +3,7 @@
 use std::{str::FromStr, time::Duration};
 
 use sqlx::{
-    Connection as _, PgConnection,
+    ConnectOptions as _, Connection as _, PgConnection,
     pool::PoolOptions,
     postgres::PgConnectOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
@@ -129,13 +129,16 @@ pub(super) fn open(url: &str) -> Result<Pools, String> {
                 .max_lifetime(None)
                 .test_before_acquire(false)
                 .connect_lazy_with(options.clone());
-            let long_read = long_reads().connect_lazy_with(options.clone());
+            // It reads everything once, so that a cache would not help it.
+            let uncached = options.clone().pragma("cache_size", "-8192").disable_statement_logging();
+            let long_read = long_reads().connect_lazy_with(uncached);
             Pools::Sqlite { write: Writer::new(options), read, long_read }
         }
         Options::Postgres(unhurried) => {
             let unhurried = unhurried.application_name("spell-platform");
             let options = unhurried.clone().options(POSTGRES_SETTINGS);
-            let long_read = long_reads().connect_lazy_with(unhurried.clone().options(LONG_READ_SETTINGS));
+            let patient = unhurried.clone().options(LONG_READ_SETTINGS).disable_statement_logging();
+            let long_read = long_reads().connect_lazy_with(patient);
             let pool = |connections| {
                 PoolOptions::new()
                     .max_connections(connections)
@@ -158,7 +161,7 @@ pub(super) fn open(url: &str) -> Result<Pools, String> {
     })
 }
 
-/// One connection, there only while it is needed.
+/// One connection, there only while it is needed. That its statements are slow is not worth a warning.
 fn long_reads<D: sqlx::Database>() -> PoolOptions<D> {
     PoolOptions::new().max_connections(1).acquire_timeout(PATIENCE).idle_timeout(Duration::from_secs(10))
 }
