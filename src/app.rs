@@ -23,7 +23,7 @@ use crate::{
     http::{self, AppState},
     identity::{Identity, jwt},
     inbox::Inbox,
-    ledger::{Ledger, sweeper},
+    ledger::{Ledger, audit, sweeper},
     plan,
     rate::Limiter,
     spell::{Spells, upstream::Upstream},
@@ -150,6 +150,10 @@ impl Application {
         let setup = tokio::spawn(set_up(state.clone(), address));
         let sweeping =
             sweeper::start(state.db.clone(), state.clock.clone(), state.ledger.clone(), http::casts::lost);
+        let auditing = state
+            .config
+            .audit_every
+            .map(|every| audit::start(state.db.clone(), state.metrics.clone(), every));
         let flushing = tokio::spawn(keep_flushing(state.identity.clone()));
         let signals = tokio::spawn(stop_on_signal(server.handle()));
         tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
@@ -157,7 +161,7 @@ impl Application {
         let ending = async {
             state.pipeline.tasks.close();
             state.pipeline.tasks.wait().await;
-            for task in [setup, sweeping, flushing, signals] {
+            for task in [setup, sweeping, flushing, signals].into_iter().chain(auditing) {
                 task.abort();
                 let _ = task.await;
             }

@@ -10,7 +10,8 @@ use crate::{
     config::Config,
     identity::Identity,
     inbox::{self, Delivery, Inbox, StoredEvent, Verdict},
-    store::{Db, StoreError},
+    ledger::audit,
+    store::{Db, StoreError, statements},
     stripe::Stripe,
     telemetry::Metrics,
     webhooks,
@@ -32,6 +33,13 @@ pub enum Command {
     /// See to events of Stripe and of the payment service that failed, or that matched nothing of ours
     #[command(subcommand)]
     Webhooks(Webhooks),
+    /// Recompute every balance from its lines and open holds, beside servers that run, and print what
+    /// differs; ends with 0 if nothing does, with 1 if something does, with 2 if it could not be told
+    Audit {
+        /// Print JSON: an object a line, the summary last
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -74,6 +82,8 @@ pub enum CommandError {
     NotApplied(usize),
     #[error("{0} of the events are not there")]
     NotThere(usize),
+    #[error("DATABASE_URL names a database without a single account, which no server has ever used")]
+    NothingToAudit,
 }
 
 /// How many events are listed, or replayed, at most.
@@ -96,6 +106,31 @@ pub async fn webhooks(config: &Config, command: Webhooks) -> Result<(), CommandE
     };
     db.close().await;
     done
+}
+
+statements! {
+    ANY_ACCOUNT = "SELECT id FROM accounts LIMIT 1";
+}
+
+/// Runs `spell-platform audit`; gives whether the books agree. Must be called inside a tokio runtime.
+pub async fn audit(config: &Config, json: bool) -> Result<bool, CommandError> {
+    let db = Db::open(config.database_url.expose_secret()).map_err(CommandError::Database)?;
+    db.migrate().await?;
+    let any: Option<(String,)> = db.optional(&ANY_ACCOUNT, vec![]).await?;
+    any.ok_or(CommandError::NothingToAudit)?;
+    let report = audit::audit(&db).await?;
+    for drift in &report.drifts {
+        match json {
+            true => println!("{}", serde_json::json!(drift)),
+            false => println!("{drift}"),
+        }
+    }
+    match json {
+        true => println!("{}", serde_json::json!(report)),
+        false => println!("{report}"),
+    }
+    db.close().await;
+    Ok(report.drifts.is_empty())
 }
 
 async fn list(db: &Db, status: Option<&str>) -> Result<(), CommandError> {

@@ -5,7 +5,7 @@
 //! Every variable that can't be parsed is reported, by name and with what is wrong, in one go; its
 //! value is not repeated, since it may be a secret.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
@@ -48,6 +48,7 @@ struct Environment {
     upstream_allow_private: Option<String>,
     allow_wallet_reset: Option<String>,
     metrics_per_user: Option<String>,
+    audit_interval_seconds: Option<String>,
     bootstrap_api_key: Option<String>,
     host: Option<String>,
     port: Option<String>,
@@ -81,6 +82,8 @@ pub struct Config {
     pub allow_wallet_reset: bool,
     /// Whether each user's quota has a series of its own in the metrics.
     pub metrics_per_user: bool,
+    /// How often the server audits its books; `None`: never by itself.
+    pub audit_every: Option<Duration>,
     pub bootstrap_api_key: Option<SecretString>,
     pub host: IpAddr,
     pub port: u16,
@@ -276,6 +279,16 @@ impl Config {
             ),
             allow_wallet_reset: problems.read("ALLOW_WALLET_RESET", given.allow_wallet_reset, false, boolean),
             metrics_per_user: problems.read("METRICS_PER_USER", given.metrics_per_user, false, boolean),
+            audit_every: problems.read(
+                "AUDIT_INTERVAL_SECONDS",
+                given.audit_interval_seconds,
+                Some(Duration::from_secs(24 * 60 * 60)),
+                |text| match text.parse() {
+                    Ok(0) => Ok(None),
+                    Ok(seconds @ 1..=31_536_000) => Ok(Some(Duration::from_secs(seconds))),
+                    _ => Err("must be a whole number of seconds up to 31536000; 0 for never"),
+                },
+            ),
             bootstrap_api_key: problems.read("BOOTSTRAP_API_KEY", given.bootstrap_api_key, None, |text| {
                 match key::could_be(text) {
                     true => Ok(Some(SecretString::from(text))),
@@ -306,7 +319,7 @@ impl Config {
 }
 
 impl Environment {
-    const KNOWN: [&str; 36] = [
+    const KNOWN: [&str; 37] = [
         "DATABASE_URL",
         "REDIS_URL",
         "STRIPE_SECRET_KEY",
@@ -331,6 +344,7 @@ impl Environment {
         "UPSTREAM_ALLOW_PRIVATE",
         "ALLOW_WALLET_RESET",
         "METRICS_PER_USER",
+        "AUDIT_INTERVAL_SECONDS",
         "BOOTSTRAP_API_KEY",
         "HOST",
         "PORT",

@@ -13,9 +13,10 @@ use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let config = match Config::from_env() {
-        Ok(config) => config,
-        Err(problems) => return failed("does not start", &problems),
+    let config = match (Config::from_env(), &cli.command) {
+        (Ok(config), _) => config,
+        (Err(problems), Some(Command::Audit { .. })) => return not_audited(&problems),
+        (Err(problems), _) => return failed("does not start", &problems),
     };
     telemetry::init_logging(config.log_filter.clone());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -28,7 +29,18 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(problem) => failed("could not do that", &problem),
         },
+        Some(Command::Audit { json }) => match runtime.block_on(cli::audit(&config, json)) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(problem) => not_audited(&problem),
+        },
     }
+}
+
+/// Another code than that of books that do not agree.
+fn not_audited(problem: &dyn std::fmt::Display) -> ExitCode {
+    failed("could not audit the books", problem);
+    ExitCode::from(2)
 }
 
 fn serve(runtime: &Runtime, config: Config) -> ExitCode {

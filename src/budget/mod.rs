@@ -181,8 +181,8 @@ pub async fn of_accounts(
 }
 
 /// All that limits these accounts: their budgets, and for who has no monthly budget for all that it
-/// spends, the limit that its plan brings for that. To be asked under the accounts' locks.
-async fn in_force(
+/// spends, the limit that its plan brings for that. To be asked under the accounts' locks, or in a snapshot.
+pub async fn in_force(
     tx: &mut Tx,
     accounts: impl IntoIterator<Item = &AccountId>,
 ) -> Result<Vec<Budget>, StoreError> {

@@ -6,7 +6,10 @@
 
 use std::collections::HashMap;
 
-use super::balance::{Balance, BalanceId, Leg};
+use super::{
+    balance::{Balance, BalanceId, Leg},
+    cause,
+};
 use crate::{clock::Time, id::HoldId};
 
 /// What a batch of operations works on: the balances and holds they name, as loaded.
@@ -215,6 +218,7 @@ struct Scratch<'a> {
 impl Scratch<'_> {
     fn run(&mut self, grants: &[Grant], takes: &[Take], caps: &[Cap]) -> Result<(), Decision> {
         for Grant { cause, leg } in grants {
+            debug_assert!(cause::grants(cause), "{cause} is not listed");
             let balance = self.balance(&leg.balance);
             let granted = balance.granted.unwrap_or(0).checked_add(leg.amount);
             balance.granted = Some(granted.ok_or(Decision::OutOfRange)?);
@@ -235,6 +239,7 @@ impl Scratch<'_> {
     /// Whether there was enough.
     fn take(&mut self, take: &Take) -> Result<bool, Decision> {
         let Take { cause, from, amount } = take;
+        debug_assert!(cause::posts(cause), "{cause} is not listed");
         let mut left = *amount;
         for id in from {
             let balance = self.balance(id);
@@ -317,6 +322,7 @@ fn add_lines(
     changed: &[(BalanceId, Balance)],
     legs: &[Leg],
 ) {
+    debug_assert!(cause::posts(cause), "{cause} is not listed");
     for ((id, balance), leg) in changed.iter().zip(legs) {
         if balance.journaled {
             let reference = reference.to_owned();

@@ -2,10 +2,12 @@
 //!
 //! `decide` is the rules, pure; `load` reads what a batch touches and `apply` carries the rules out on
 //! it, inside a transaction; `writer` batches what
-//! casts ask into few transactions; `sweeper` ends the holds nobody ended.
+//! casts ask into few transactions; `sweeper` ends the holds nobody ended; `audit` recomputes it all.
 
 mod apply;
+pub mod audit;
 mod balance;
+mod cause;
 mod decide;
 pub mod hold;
 pub mod idempotency;

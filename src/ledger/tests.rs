@@ -84,6 +84,7 @@ async fn check(db: &Db, accounts: &[AccountId]) {
         }
     }
     tx.rollback().await.unwrap();
+    assert_eq!(super::audit::audit(db).await.unwrap().drifts, []);
 }
 
 fn charge(account: &AccountId, at: Time, key: &str, spell: &str, nanos: i64) -> Request {

@@ -3,7 +3,7 @@
 use std::{str::FromStr, time::Duration};
 
 use sqlx::{
-    Connection as _, PgConnection,
+    ConnectOptions as _, Connection as _, PgConnection,
     pool::PoolOptions,
     postgres::PgConnectOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
@@ -129,11 +129,16 @@ pub(super) fn open(url: &str) -> Result<Pools, String> {
                 .max_lifetime(None)
                 .test_before_acquire(false)
                 .connect_lazy_with(options.clone());
-            Pools::Sqlite { write: Writer::new(options), read }
+            // It reads everything once, so that a cache would not help it.
+            let uncached = options.clone().pragma("cache_size", "-8192").disable_statement_logging();
+            let long_read = long_reads().connect_lazy_with(uncached);
+            Pools::Sqlite { write: Writer::new(options), read, long_read }
         }
         Options::Postgres(unhurried) => {
             let unhurried = unhurried.application_name("spell-platform");
             let options = unhurried.clone().options(POSTGRES_SETTINGS);
+            let patient = unhurried.clone().options(LONG_READ_SETTINGS).disable_statement_logging();
+            let long_read = long_reads().connect_lazy_with(patient);
             let pool = |connections| {
                 PoolOptions::new()
                     .max_connections(connections)
@@ -151,9 +156,14 @@ pub(super) fn open(url: &str) -> Result<Pools, String> {
                     })
                     .connect_lazy_with(options.clone())
             };
-            Pools::Postgres { write: pool(6), read: pool(8), unhurried: Box::new(unhurried) }
+            Pools::Postgres { write: pool(6), read: pool(8), long_read, unhurried: Box::new(unhurried) }
         }
     })
+}
+
+/// One connection, there only while it is needed. That its statements are slow is not worth a warning.
+fn long_reads<D: sqlx::Database>() -> PoolOptions<D> {
+    PoolOptions::new().max_connections(1).acquire_timeout(PATIENCE).idle_timeout(Duration::from_secs(10))
 }
 
 /// How long an idle connection may take to show that it still is one.
@@ -168,6 +178,14 @@ const POSTGRES_SETTINGS: [(&str, &str); 5] = [
     ("idle_in_transaction_session_timeout", "3000"),
     ("tcp_user_timeout", "5000"),
     ("synchronous_commit", "on"),
+];
+
+/// A long read holds no lock that a cast waits for, but a snapshot: it must end as well, also when its
+/// process is gone.
+const LONG_READ_SETTINGS: [(&str, &str); 3] = [
+    ("statement_timeout", "3600000"),
+    ("idle_in_transaction_session_timeout", "60000"),
+    ("tcp_user_timeout", "5000"),
 ];
 
 /// Tells an error apart by what can be done about it.

@@ -6,7 +6,7 @@
 //!
 //! # Failure behavior
 //!
-//! Every call ends within [`PATIENCE`], and a transaction as a whole does too. What goes wrong is
+//! Every call ends within [`PATIENCE`], and a transaction as a whole does too, but for a long read. What goes wrong is
 //! told apart by what the caller can do about it ([`StoreError`]). A `Tx` that is dropped without a
 //! commit (an error, a panic, a caller who hung up) takes its connection with it, so that the
 //! database rolls back and nothing half-done is handed to the next user of the pool.
@@ -42,6 +42,9 @@ use writer::{SqliteLease, Writer};
 /// How long a statement, or a whole transaction, may take before it counts as a failed database.
 /// Below the three seconds within which a caller is promised an answer.
 pub const PATIENCE: Duration = Duration::from_millis(2_500);
+
+/// How long a transaction may take that goes through all of the books ([`Db::begin_long_read`]).
+const LONG_PATIENCE: Duration = Duration::from_secs(60 * 60);
 
 /// A text after every id, in any collation: where a list begins that goes down from the newest. With
 /// it, `id < $n` is the bound of an index; `$n IS NULL OR …` would not be.
@@ -227,13 +230,23 @@ pub struct Db {
 #[derive(Clone)]
 enum Pools {
     /// SQLite has one writer at a time in any case; one connection makes the waiting ours.
-    Sqlite { write: Writer, read: SqlitePool },
+    Sqlite { write: Writer, read: SqlitePool, long_read: SqlitePool },
     Postgres {
         write: PgPool,
         read: PgPool,
+        /// One connection, for what may take longer than a statement may otherwise.
+        long_read: PgPool,
         /// For migrations, which may take longer than a statement may otherwise.
         unhurried: Box<PgConnectOptions>,
     },
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Write,
+    Read,
+    LongRead,
 }
 
 /// How many reads that may be long, such as lists, run at once: the others are left to what a cast
@@ -289,19 +302,23 @@ impl Db {
             (pool.size() as usize).saturating_sub(pool.num_idle())
         }
         match &self.pools {
-            Pools::Sqlite { write, read } => usize::from(write.is_in_use()) + used(read),
-            Pools::Postgres { write, read, .. } => used(write) + used(read),
+            Pools::Sqlite { write, read, long_read } => {
+                usize::from(write.is_in_use()) + used(read) + used(long_read)
+            }
+            Pools::Postgres { write, read, long_read, .. } => used(write) + used(read) + used(long_read),
         }
     }
 
     /// Waits until what is under way has ended, and closes the connections.
     pub async fn close(&self) {
         match &self.pools {
-            Pools::Sqlite { write, read } => {
+            Pools::Sqlite { write, read, long_read } => {
+                long_read.close().await;
                 read.close().await;
                 write.close().await;
             }
-            Pools::Postgres { write, read, .. } => {
+            Pools::Postgres { write, read, long_read, .. } => {
+                long_read.close().await;
                 read.close().await;
                 write.close().await;
             }
@@ -310,7 +327,7 @@ impl Db {
 
     /// A transaction that writes. On SQLite it takes the write lock now, not at its first write.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
-        self.transaction(true).await
+        self.transaction(Purpose::Write, PATIENCE).await
     }
 
     /// A transaction that writes, and the rows of its first statement, which `{begin}` stands before.
@@ -323,7 +340,7 @@ impl Db {
             Backend::Postgres => self.begin().await?,
             Backend::Sqlite => {
                 let deadline = Instant::now() + PATIENCE;
-                Tx { lease: self.lease(true, deadline).await?, deadline }
+                Tx { lease: self.lease(Purpose::Write, deadline).await?, deadline }
             }
         };
         let rows = tx.all(first, values).await?;
@@ -346,13 +363,19 @@ impl Db {
 
     /// A transaction that only reads: every statement of it sees the same books.
     pub async fn begin_read(&self) -> Result<Tx, StoreError> {
-        self.transaction(false).await
+        self.transaction(Purpose::Read, PATIENCE).await
     }
 
-    async fn transaction(&self, writes: bool) -> Result<Tx, StoreError> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut lease = self.lease(writes, deadline).await?;
-        lease.raw(dialect::begin(self.backend(), writes), deadline).await?;
+    /// As [`Db::begin_read`], for what goes through all of the books: it may take an hour, and has a
+    /// connection of its own, so that nobody waits for it. There is one at a time in a process.
+    pub async fn begin_long_read(&self) -> Result<Tx, StoreError> {
+        self.transaction(Purpose::LongRead, LONG_PATIENCE).await
+    }
+
+    async fn transaction(&self, purpose: Purpose, patience: Duration) -> Result<Tx, StoreError> {
+        let deadline = Instant::now() + patience;
+        let mut lease = self.lease(purpose, deadline).await?;
+        lease.raw(dialect::begin(self.backend(), purpose == Purpose::Write), deadline).await?;
         // From here on the connection is in a transaction: it goes back only through commit or rollback.
         lease.clean = false;
         Ok(Tx { lease, deadline })
@@ -361,7 +384,7 @@ impl Db {
     /// All rows of one reading statement, outside of any transaction.
     pub async fn all<T: Row>(&self, statement: &Statement, values: Vec<Value>) -> Result<Vec<T>, StoreError> {
         let deadline = Instant::now() + PATIENCE;
-        self.lease(false, deadline).await?.all(statement, values, deadline).await
+        self.lease(Purpose::Read, deadline).await?.all(statement, values, deadline).await
     }
 
     /// As [`Db::all`], for statements that may read much: only a few run at once.
@@ -373,7 +396,7 @@ impl Db {
         let deadline = Instant::now() + PATIENCE;
         let turn = tokio::time::timeout_at(deadline, self.long_reads.acquire()).await;
         let _turn = turn.map_err(|_| StoreError::Unavailable("too many reads wait".to_owned()))?;
-        self.lease(false, deadline).await?.all(statement, values, deadline).await
+        self.lease(Purpose::Read, deadline).await?.all(statement, values, deadline).await
     }
 
     /// The row of one reading statement, if there is one.
@@ -393,21 +416,27 @@ impl Db {
     /// One writing statement as a transaction of its own; gives the number of rows it touched.
     pub async fn execute(&self, statement: &Statement, values: Vec<Value>) -> Result<u64, StoreError> {
         let deadline = Instant::now() + PATIENCE;
-        self.lease(true, deadline).await?.execute(statement, values, deadline).await
+        self.lease(Purpose::Write, deadline).await?.execute(statement, values, deadline).await
     }
 
-    async fn lease(&self, writes: bool, deadline: Instant) -> Result<Lease, StoreError> {
+    async fn lease(&self, purpose: Purpose, deadline: Instant) -> Result<Lease, StoreError> {
         if !self.migrated.load(Ordering::Acquire) {
             return Err(StoreError::Unavailable("its schema is not ready yet".to_owned()));
         }
         let mut acquire = Box::pin(async {
             Ok(match &self.pools {
-                Pools::Sqlite { write, read } => Connection::Sqlite(match writes {
-                    true => write.acquire().await?,
-                    false => SqliteLease::Read(read.acquire().await?),
+                Pools::Sqlite { write, read, long_read } => Connection::Sqlite(match purpose {
+                    Purpose::Write => write.acquire().await?,
+                    Purpose::Read => SqliteLease::Read(read.acquire().await?),
+                    Purpose::LongRead => SqliteLease::Read(long_read.acquire().await?),
                 }),
-                Pools::Postgres { write, read, .. } => {
-                    Connection::Postgres(if writes { write } else { read }.acquire().await?)
+                Pools::Postgres { write, read, long_read, .. } => {
+                    let pool = match purpose {
+                        Purpose::Write => write,
+                        Purpose::Read => read,
+                        Purpose::LongRead => long_read,
+                    };
+                    Connection::Postgres(pool.acquire().await?)
                 }
             })
         });
@@ -430,7 +459,7 @@ fn within<T: Send>(
     async move {
         match work.await {
             Ok(done) => done.map_err(dialect::classify),
-            Err(_) => Err(StoreError::Unavailable(format!("no answer within {} ms", PATIENCE.as_millis()))),
+            Err(_) => Err(StoreError::Unavailable("no answer in time".to_owned())),
         }
     }
 }
@@ -559,7 +588,7 @@ impl From<sqlx::postgres::PgQueryResult> for Affected {
 }
 
 /// A transaction. It ends by [`Tx::commit`] or [`Tx::rollback`]; dropped, it is rolled back by
-/// closing its connection. All of it must fit into [`PATIENCE`].
+/// closing its connection. All of it must fit into [`PATIENCE`], unless it is a long read.
 pub struct Tx {
     lease: Lease,
     deadline: Instant,

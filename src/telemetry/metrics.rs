@@ -32,6 +32,7 @@ pub struct Metrics {
     pub redis_errors: IntCounter,
     pub ledger_late: IntCounter,
     pub ledger_overrun: IntCounter,
+    pub ledger_drift: IntCounter,
     pub ledger_batches: IntCounter,
     pub ledger_operations: IntCounter,
     pub quota_debits: IntCounterVec,
@@ -102,6 +103,10 @@ impl Metrics {
             ledger_overrun: counter(
                 "ledger_overrun_total",
                 "Holds that were settled for more than was held.",
+            ),
+            ledger_drift: counter(
+                "ledger_drift_total",
+                "Differences between the books and what they follow from, at each audit anew.",
             ),
             ledger_batches: counter("ledger_batches_total", "Transactions of the ledger's writer."),
             ledger_operations: counter("ledger_operations_total", "Operations in those transactions."),
@@ -195,6 +200,7 @@ mod tests {
             "redis_errors_total 0",
             "billing_deduct_total{result=\"fail\"} 0",
             "billing_credit_total 0",
+            "ledger_drift_total 0",
             "billing_quota_remaining{type=\"chat\",user_id=\"\"} 0",
             "stripe_webhook_total{result=\"disabled\",type=\"other\"} 0",
             "payment_webhook_total{result=\"dropped\"} 0",

@@ -7,6 +7,7 @@ mod harness;
 
 mod accounts;
 mod additions;
+mod audit;
 mod billing;
 mod budgets;
 mod casts;

@@ -6,8 +6,6 @@ use proptest::prelude::*;
 const BALANCES: [&str; 6] = ["spend", "tight", "wide", "prepaid", "spare", "bought"];
 const LIMITS: [Option<i64>; 6] = [None, Some(20), Some(50), Some(0), Some(0), Some(0)];
 const JOURNALED: [bool; 6] = [true, false, false, true, true, true];
-/// What changes `granted`; every other cause changes `posted`.
-const GRANTS: [&str; 2] = ["purchase", "refund"];
 
 fn books() -> Books {
     let balances = BALANCES.iter().zip(LIMITS.into_iter().zip(JOURNALED));
@@ -22,7 +20,10 @@ fn balance(name: &str) -> BalanceId {
 }
 
 fn granting(name: &str, amount: i64) -> Grant {
-    Grant { cause: GRANTS[usize::from(amount < 0)], leg: Leg { balance: balance(name), amount } }
+    Grant {
+        cause: if amount < 0 { "refund" } else { "purchase" },
+        leg: Leg { balance: balance(name), amount },
+    }
 }
 
 fn grant(amount: i64) -> Operation {
@@ -35,7 +36,7 @@ fn convert(from: &[&str], amount: i64, granted: i64) -> Operation {
     Operation::Transfer {
         reference: "some".to_owned(),
         grants: vec![granting("bought", granted)],
-        takes: vec![Take { cause: "taken", from: from.iter().map(|id| balance(id)).collect(), amount }],
+        takes: vec![Take { cause: "debit", from: from.iter().map(|id| balance(id)).collect(), amount }],
         caps: vec![Cap { over: vec![balance("bought"), balance("spare")], most: 25 }],
     }
 }
@@ -171,8 +172,8 @@ proptest! {
                 }
                 if balance.journaled {
                     let lines = || entries.iter().filter(|entry| entry.balance == *id);
-                    let granted = lines().filter(|entry| GRANTS.contains(&entry.cause));
-                    let posted = lines().filter(|entry| !GRANTS.contains(&entry.cause));
+                    let granted = lines().filter(|entry| cause::grants(entry.cause));
+                    let posted = lines().filter(|entry| !cause::grants(entry.cause));
                     prop_assert_eq!(balance.posted, posted.map(|entry| entry.amount).sum::<i64>());
                     prop_assert_eq!(balance.granted.unwrap_or(0), granted.map(|entry| entry.amount).sum::<i64>());
                 }
@@ -286,7 +287,7 @@ fn a_transfer_takes_from_each_in_turn_and_all_or_nothing() {
     assert_eq!(run(&convert(&["prepaid"], -2, 0)), (Decision::Applied, 8, 2, 22));
     assert_eq!(run(&convert(&[], 1, 0)), (Decision::Short(0), 8, 2, 22));
     assert_eq!(run(&convert(&both, 1, i64::MAX)), (Decision::OutOfRange, 8, 2, 22));
-    let taken: i64 = entries.iter().filter(|line| line.cause == "taken").map(|line| line.amount).sum();
+    let taken: i64 = entries.iter().filter(|line| line.cause == "debit").map(|line| line.amount).sum();
     assert_eq!(taken, 10);
 }
 
