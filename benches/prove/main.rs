@@ -95,7 +95,8 @@ async fn main() -> ExitCode {
 }
 
 fn print_row(row: Row, played: &Played) {
-    let Played { casts, answered, refused, others, happened, findings } = played;
+    let Played { casts, answered, refused, happened, findings } = played;
+    let others = casts - answered - refused;
     let happened = if happened.is_empty() { String::new() } else { format!(": {happened}") };
     let counts = findings.counts().map(|count| count.to_string()).join(" | ");
     println!("| {row}{happened} | {casts} | {answered} | {refused} | {others} | {counts} |");

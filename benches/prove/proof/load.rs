@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
-    books::{End, Record, Refusal},
+    books::{End, Record, Refusal, Scope},
     stage::EDGE,
     world::{Wanted, What, World},
 };
@@ -155,7 +155,7 @@ impl Load {
         let number = |field: &str| body[field].as_i64().unwrap_or_else(|| panic!("{field} of {body}"));
         if body["error"] == "insufficient_credits" {
             return Refusal {
-                scope: super::books::Scope::Credits,
+                scope: Scope::Credits,
                 period: "lifetime".to_owned(),
                 limit: number("credits_cents"),
                 spent: 0,

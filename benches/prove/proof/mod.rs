@@ -39,10 +39,11 @@ const ALL_EXPIRED: Duration = Duration::from_secs(75);
 /// What came of a row.
 pub struct Played {
     pub casts: usize,
+    /// With 200.
     pub answered: usize,
+    /// With 402. What is neither failed at its upstream, or was never answered.
     pub refused: usize,
-    /// Failed at their upstream, or were never answered.
-    pub others: usize,
+    /// What went wrong, in a few words.
     pub happened: String,
     pub findings: Findings,
 }
@@ -87,7 +88,7 @@ pub async fn play(row: Row, seed: u64, casts: usize, permit: Option<SemaphorePer
     let casts = count(|record| record.spell.is_some());
     let answered = count(|record| matches!(record.end, End::Told { .. }));
     let refused = count(|record| record.spell.is_some() && matches!(record.end, End::Refused(_)));
-    Played { casts, answered, refused, others: casts - answered - refused, happened, findings }
+    Played { casts, answered, refused, happened, findings }
 }
 
 /// How many holds are open once every hold must have expired.
