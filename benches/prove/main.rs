@@ -100,7 +100,7 @@ fn print_row(row: Row, played: &Played) {
     let happened = if happened.is_empty() { String::new() } else { format!(": {happened}") };
     let counts = findings.counts().map(|count| count.to_string()).join(" | ");
     println!("| {row}{happened} | {casts} | {answered} | {refused} | {others} | {counts} |");
-    for note in findings.notes.iter().take(20) {
+    for note in findings.notes.iter().take(5) {
         eprintln!("  {row}: {note}");
     }
 }
