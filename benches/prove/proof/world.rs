@@ -142,8 +142,9 @@ impl World {
         casts: usize,
     ) -> Vec<(Scope, &'static str, i64)> {
         let total: i64 = self.spells.iter().map(|spell| spell.cents).sum();
-        let windows = if row.trouble == Trouble::Clock { 2 } else { 1 };
-        let all = casts as i64 * total / (self.spells.len() * ACCOUNTS) as i64 / windows;
+        // Of what is asked for, a window sees half, or half of it costs nothing.
+        let part = if matches!(row.trouble, Trouble::Clock | Trouble::Upstreams) { 2 } else { 1 };
+        let all = casts as i64 * total / (self.spells.len() * ACCOUNTS) as i64 / part;
         let share = |percent: i64| (all * percent / 100).max(1);
         let of_account = match account {
             0 => dice.roll(110, 130),
