@@ -26,6 +26,9 @@ mod payments;
 mod plans;
 mod poison;
 mod pricing;
+#[path = "../../benches/prove/proof/mod.rs"]
+mod proof;
+mod proof_smoke;
 mod quota;
 mod quota_load;
 mod rate;

@@ -20,7 +20,7 @@ use tokio::{
 use super::eventually;
 
 /// Paths: `/json` answers `{"you_sent":…}`, `/text` words, `/fail` 500, `/gate` waits until the gate
-/// is open, `/headers` the request's headers, `/redirect` sends to `/json`, `/huge` 64 MiB,
+/// is open, `/slow` takes a tenth of a second, `/headers` the request's headers, `/redirect` sends to `/json`, `/huge` 64 MiB,
 /// `/hangup` closes, `/garbage` speaks no HTTP, `/coin` fails every other time.
 pub struct Upstream {
     port: u16,
@@ -142,6 +142,10 @@ async fn answer(request: Request, count: usize, state: &State, write: &mut Owned
         "/coin" => respond(write, "200 OK", json, &ok).await,
         "/gate" => {
             state.gate.subscribe().wait_for(|open| *open).await.ok()?;
+            respond(write, "200 OK", json, &ok).await
+        }
+        "/slow" => {
+            tokio::time::sleep(Duration::from_millis(100)).await;
             respond(write, "200 OK", json, &ok).await
         }
         "/headers" => respond(write, "200 OK", json, &request.headers.to_string()).await,
