@@ -309,13 +309,23 @@ impl Lane {
         self.metrics.ledger_operations.inc_by(batch.len() as u64);
         self.metrics.ledger_late.inc_by(applied.late);
         self.metrics.ledger_overrun.inc_by(applied.overrun);
+        let (mut answers, mut undone) = (Vec::with_capacity(batch.len()), Vec::new());
         for (job, outcome) in batch.into_iter().zip(applied.outcomes) {
             if job.progress.answer() {
-                // A caller who hung up had its cast all the same.
-                let _ = job.reply.send(Ok(outcome));
-            } else if let (Outcome::Done | Outcome::Moved(_), Some(undo)) = (outcome, undo(&job.request)) {
-                self.undo(undo).await;
+                answers.push((job.reply, outcome));
+            } else if matches!(outcome, Outcome::Done | Outcome::Moved(_)) {
+                undone.extend(undo(&job.request));
             }
+        }
+        // To wake so many takes its time, in which the next batch is begun.
+        tokio::spawn(async {
+            for (reply, outcome) in answers {
+                // A caller who hung up had its cast all the same.
+                let _ = reply.send(Ok(outcome));
+            }
+        });
+        for request in undone {
+            self.undo(request).await;
         }
     }
 
