@@ -5,6 +5,8 @@ use serde_json::json;
 use crate::{
     harness::{Backend, Client, Options, both, postgres, shape, storm},
     pricing::refused,
+    stripe_events::{Event, tell},
+    stripe_server::{StripeServer, Trouble},
     users::{House, lines},
     wallet::{ADD, addition, allocate, balance, holding},
 };
@@ -176,4 +178,50 @@ async fn credits_beyond_what_the_books_hold_are_400(backend: Backend) {
     // It is not used up, and what fits still does.
     house.service().post(ADD, addition(1, "t-2", Some("ann"))).await.expect(200);
     refused(&allocate(&house.user("ann"), &[("gpt-5-mini", 9_000_000_000_000)]).await, 400, "BAD_REQUEST");
+}
+
+both!(what_stripe_took_from_a_user_is_credited_once_and_taken_back_with_the_money);
+async fn what_stripe_took_from_a_user_is_credited_once_and_taken_back_with_the_money(backend: Backend) {
+    let stripe = StripeServer::start().await;
+    let house = House::open_with(stripe.sells_for(Options::on(&backend))).await;
+    let customer = house.server.customer("acme").await;
+    let paid = |id: &str, metadata: serde_json::Value| {
+        let intent = json!({
+            "id": id, "object": "payment_intent", "status": "succeeded", "amount": 300,
+            "amount_received": 300, "currency": "usd", "metadata": metadata,
+            "latest_charge": {"id": format!("ch_{id}"), "amount_refunded": 0, "disputed": false},
+        });
+        stripe.always(&format!("/v1/payment_intents/{id}"), Some(Trouble::Status(200, intent)));
+    };
+    paid("pi_ann", json!({"user_id": "ann"}));
+    paid("pi_acme", json!({"account_id": customer.account_id}));
+    // What this server's own Checkout took is credited by its webhook.
+    paid("pi_checkout", json!({"purchase_id": "pur_1", "user_id": "ann"}));
+    let (ann, bob) = (house.user("ann"), house.user("bob"));
+    refused(&bob.post(ADD, addition(300, "pi_ann", None)).await, 403, "FORBIDDEN");
+    refused(&ann.post(ADD, addition(301, "pi_ann", None)).await, 400, "BAD_REQUEST");
+    refused(&ann.post(ADD, addition(300, "pi_checkout", None)).await, 403, "FORBIDDEN");
+    refused(&ann.post(ADD, addition(300, "pi_acme", None)).await, 403, "FORBIDDEN");
+    let failing = Trouble::Status(500, json!({"error": {"type": "api_error"}}));
+    stripe.always("/v1/payment_intents/pi_down", Some(failing));
+    refused(&ann.post(ADD, addition(300, "pi_down", None)).await, 502, "BAD_GATEWAY");
+    assert_eq!(balance(&ann).await, holding(0, json!({})));
+
+    let added = ann.post(ADD, addition(300, "pi_ann", None)).await.expect(200);
+    assert_eq!(added, json!({"success": true, "new_balance": 300}));
+    refused(&ann.post(ADD, addition(300, "pi_ann", None)).await, 409, "CONFLICT");
+    customer.post(ADD, addition(300, "pi_acme", None)).await.expect(200);
+    assert_eq!(balance(&customer).await, holding(300, json!({})));
+
+    // The app's own customer, of whom this server never heard.
+    let refund = |refunded: i64| {
+        let charge = json!({"id": "ch_pi_ann", "object": "charge", "customer": "cus_of_the_app", "amount": 300,
+                            "payment_intent": "pi_ann", "amount_refunded": refunded, "currency": "usd"});
+        Event::about("charge.refunded", &charge)
+    };
+    for (refunded, left) in [(100, 200), (100, 200), (300, 0)] {
+        tell(house.server.anonymous(), &refund(refunded)).await;
+        assert_eq!(balance(&ann).await, holding(left, json!({})));
+    }
+    assert_eq!(balance(&customer).await, holding(300, json!({})));
 }

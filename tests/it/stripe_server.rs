@@ -174,7 +174,9 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
         state.asked.lock().unwrap().push(asked.clone());
         let trouble = {
             let queued = state.troubles.lock().unwrap().get_mut(&asked.path).and_then(VecDeque::pop_front);
-            queued.or_else(|| state.down.lock().unwrap().get(&asked.path).cloned())
+            let bare = asked.path.split('?').next().unwrap_or_default();
+            let down = state.down.lock().unwrap();
+            queued.or_else(|| down.get(&asked.path).or_else(|| down.get(bare)).cloned())
         };
         let (status, body) = match trouble {
             Some(Trouble::Status(status, body)) => (status, body),
