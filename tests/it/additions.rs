@@ -225,3 +225,23 @@ async fn what_stripe_took_from_a_user_is_credited_once_and_taken_back_with_the_m
     }
     assert_eq!(balance(&customer).await, holding(300, json!({})));
 }
+
+both!(many_purchases_of_one_user_at_once_are_all_added_and_casts_go_on);
+async fn many_purchases_of_one_user_at_once_are_all_added_and_casts_go_on(backend: Backend) {
+    let house = House::open(&backend).await;
+    let (service, caster) = (house.service(), house.server.customer("acme").await.client());
+    let answers = storm(16, 32, move |number| {
+        let (service, caster) = (service.clone(), caster.clone());
+        async move {
+            match number % 4 {
+                0 => caster.cast("echo", json!({"number": number})).await,
+                _ => service.post(ADD, addition(10, &format!("t-{number}"), Some("ann"))).await,
+            }
+        }
+    })
+    .await;
+    for answer in &answers {
+        answer.expect(200);
+    }
+    assert_eq!(balance(&house.user("ann")).await, holding(240, json!({})));
+}
