@@ -17,6 +17,7 @@ mod migrate;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod transaction;
 mod writer;
 
 use std::{
@@ -29,14 +30,15 @@ use std::{
 };
 
 use sqlx::{
-    FromRow, PgPool, Postgres, Sqlite, SqlitePool,
-    pool::PoolConnection,
+    FromRow, PgPool, SqlitePool,
     postgres::{PgConnectOptions, PgRow},
     sqlite::SqliteRow,
 };
 use tokio::{runtime::Handle, sync::Semaphore, time::Instant};
 
 pub use dialect::Backend;
+pub use transaction::Tx;
+use transaction::{Connection, Lease, no_row, within};
 use writer::{SqliteLease, Writer};
 
 /// How long a statement, or a whole transaction, may take before it counts as a failed database.
@@ -446,206 +448,5 @@ impl Db {
         });
         let connection = within(deadline, on_our_runtime).await?;
         Ok(Lease { connection: Some(connection), clean: true })
-    }
-}
-
-/// Ends `work` at `deadline`. It is boxed because a query's future takes kilobytes, which every
-/// future that awaits one would otherwise hold as well, and carry along each time it is moved.
-fn within<T: Send>(
-    deadline: Instant,
-    work: impl Future<Output = Result<T, sqlx::Error>> + Send,
-) -> impl Future<Output = Result<T, StoreError>> + Send {
-    let work = tokio::time::timeout_at(deadline, Box::pin(work));
-    async move {
-        match work.await {
-            Ok(done) => done.map_err(dialect::classify),
-            Err(_) => Err(StoreError::Unavailable("no answer in time".to_owned())),
-        }
-    }
-}
-
-fn no_row() -> StoreError {
-    StoreError::Refused("a statement that always gives a row gave none".to_owned())
-}
-
-enum Connection {
-    Sqlite(SqliteLease),
-    Postgres(PoolConnection<Postgres>),
-}
-
-/// A connection out of the pool. It goes back only if the last thing it did was done to the end;
-/// otherwise it is closed, and whatever it was in the middle of is rolled back by the database.
-struct Lease {
-    connection: Option<Connection>,
-    clean: bool,
-}
-
-/// Binds `values` and runs the query by `$method` on whichever connection this is.
-macro_rules! on_connection {
-    ($lease:ident, $statement:ident, $values:ident, $deadline:ident, $query:ident $(::<$T:ty>)?, $method:ident) => {{
-        let was_clean = std::mem::replace(&mut $lease.clean, false);
-        let work = async {
-            match $lease.connection.as_mut() {
-                Some(Connection::Sqlite(connection)) => {
-                    let mut query = sqlx::$query::<Sqlite $(, $T)?>($statement.on(Backend::Sqlite));
-                    for value in $values {
-                        query = match value {
-                            Value::Text(text) => query.bind(text),
-                            Value::Int(number) => query.bind(number),
-                            Value::Bool(truth) => query.bind(truth),
-                        };
-                    }
-                    query.$method(connection.connection()?).await.map(|done| done.into())
-                }
-                Some(Connection::Postgres(connection)) => {
-                    let mut query = sqlx::$query::<Postgres $(, $T)?>($statement.on(Backend::Postgres));
-                    for value in $values {
-                        query = match value {
-                            Value::Text(text) => query.bind(text),
-                            Value::Int(number) => query.bind(number),
-                            Value::Bool(truth) => query.bind(truth),
-                        };
-                    }
-                    query.$method(&mut **connection).await.map(|done| done.into())
-                }
-                None => Err(sqlx::Error::PoolClosed),
-            }
-        };
-        let done = within($deadline, work).await;
-        $lease.clean = was_clean && done.is_ok();
-        done
-    }};
-}
-
-impl Lease {
-    async fn all<T: Row>(
-        &mut self,
-        statement: &Statement,
-        values: Vec<Value>,
-        deadline: Instant,
-    ) -> Result<Vec<T>, StoreError> {
-        on_connection!(self, statement, values, deadline, query_as::<T>, fetch_all)
-    }
-
-    async fn execute(
-        &mut self,
-        statement: &Statement,
-        values: Vec<Value>,
-        deadline: Instant,
-    ) -> Result<u64, StoreError> {
-        let done: Affected = on_connection!(self, statement, values, deadline, query, execute)?;
-        Ok(done.0)
-    }
-
-    fn backend(&self) -> Backend {
-        match self.connection {
-            Some(Connection::Postgres(_)) => Backend::Postgres,
-            _ => Backend::Sqlite,
-        }
-    }
-
-    async fn raw(&mut self, text: &'static str, deadline: Instant) -> Result<(), StoreError> {
-        self.clean = false;
-        let work = async {
-            match self.connection.as_mut() {
-                Some(Connection::Sqlite(connection)) => {
-                    sqlx::raw_sql(text).execute(connection.connection()?).await.map(drop)
-                }
-                Some(Connection::Postgres(connection)) => {
-                    sqlx::raw_sql(text).execute(&mut **connection).await.map(drop)
-                }
-                None => Err(sqlx::Error::PoolClosed),
-            }
-        };
-        within(deadline, work).await?;
-        self.clean = true;
-        Ok(())
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        match self.connection.take() {
-            Some(Connection::Sqlite(connection)) if !self.clean => connection.discard(),
-            Some(Connection::Postgres(connection)) if !self.clean => drop(connection.detach()),
-            _ => {}
-        }
-    }
-}
-
-struct Affected(u64);
-
-impl From<sqlx::sqlite::SqliteQueryResult> for Affected {
-    fn from(done: sqlx::sqlite::SqliteQueryResult) -> Affected {
-        Affected(done.rows_affected())
-    }
-}
-
-impl From<sqlx::postgres::PgQueryResult> for Affected {
-    fn from(done: sqlx::postgres::PgQueryResult) -> Affected {
-        Affected(done.rows_affected())
-    }
-}
-
-/// A transaction. It ends by [`Tx::commit`] or [`Tx::rollback`]; dropped, it is rolled back by
-/// closing its connection. All of it must fit into [`PATIENCE`], unless it is a long read.
-pub struct Tx {
-    lease: Lease,
-    deadline: Instant,
-}
-
-impl Tx {
-    /// All rows of a statement.
-    pub async fn all<T: Row>(
-        &mut self,
-        statement: &Statement,
-        values: Vec<Value>,
-    ) -> Result<Vec<T>, StoreError> {
-        self.lease.all(statement, values, self.deadline).await
-    }
-
-    /// The row of a statement, if there is one.
-    pub async fn optional<T: Row>(
-        &mut self,
-        statement: &Statement,
-        values: Vec<Value>,
-    ) -> Result<Option<T>, StoreError> {
-        Ok(self.all(statement, values).await?.into_iter().next())
-    }
-
-    /// The row of a statement that always has one.
-    pub async fn one<T: Row>(&mut self, statement: &Statement, values: Vec<Value>) -> Result<T, StoreError> {
-        self.optional(statement, values).await?.ok_or_else(no_row)
-    }
-
-    /// Runs a writing statement; gives the number of rows it touched.
-    pub async fn execute(&mut self, statement: &Statement, values: Vec<Value>) -> Result<u64, StoreError> {
-        self.lease.execute(statement, values, self.deadline).await
-    }
-
-    /// Makes the transaction durable. After an `Unavailable` it is not known whether it is.
-    pub async fn commit(mut self) -> Result<(), StoreError> {
-        self.lease.raw("COMMIT", self.deadline).await
-    }
-
-    /// Runs a last writing statement, which `{commit}` stands behind, and makes the transaction durable. After
-    /// an `Unavailable` it is not known whether it is.
-    pub async fn commit_with(mut self, last: &Statement, values: Vec<Value>) -> Result<(), StoreError> {
-        match self.lease.backend() {
-            Backend::Postgres => {
-                self.execute(last, values).await?;
-                self.commit().await
-            }
-            Backend::Sqlite => {
-                self.lease.execute(last, values, self.deadline).await?;
-                self.lease.clean = true;
-                Ok(())
-            }
-        }
-    }
-
-    /// Gives up what was written, and keeps the connection.
-    pub async fn rollback(mut self) -> Result<(), StoreError> {
-        self.lease.raw("ROLLBACK", self.deadline).await
     }
 }
