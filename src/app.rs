@@ -26,6 +26,7 @@ use crate::{
     ledger::{Ledger, audit, sweeper},
     plan,
     rate::Limiter,
+    reply,
     spell::{Spells, upstream::Upstream},
     store::{Db, PATIENCE, StoreError},
     stripe::Stripe,
@@ -138,6 +139,7 @@ impl Application {
         let address = listener.local_addr()?;
         let shared = state.clone();
         let server = HttpServer::new(move || {
+            reply::open_letter_box();
             App::new()
                 .wrap(middleware::from_fn(http::log_requests))
                 .app_data(shared.clone())

@@ -11,7 +11,7 @@ use actix_web::{
     middleware::Next,
     web,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -26,6 +26,7 @@ use crate::{
         Admission, Admitted, Failure, Finished,
         history::{self, CastRow, Filter},
     },
+    clock::Time,
     id::{CastId, HoldId},
     identity::{Caller, KeyScope},
     ledger::{Answer, Keyed, Limit, Refusal},
@@ -55,21 +56,37 @@ pub async fn cast(
     Ok(respond(cast?))
 }
 
+/// As it is sent, without a tree of values in between: every cast passes here.
+#[derive(Serialize)]
+struct Completed<'a> {
+    id: &'a CastId,
+    status: &'static str,
+    spell_name: &'a str,
+    result: &'a Value,
+    error_code: Option<&'static str>,
+    created_at: Time,
+    cost_cents: i64,
+    cost_usd: String,
+}
+
 /// The answer to a cast that ran.
 fn render(finished: &Finished) -> Answer {
     let code = match &finished.result {
         Ok(result) => {
-            let body = json!({
-                "id": finished.id,
-                "status": "COMPLETED",
-                "spell_name": finished.spell,
-                "result": result,
-                "error_code": null,
-                "created_at": finished.created_at,
-                "cost_cents": finished.cost.cents_rounded_up(),
-                "cost_usd": finished.cost.to_usd(),
-            });
-            return Answer { status: 200, body: body.to_string() };
+            let completed = Completed {
+                id: &finished.id,
+                status: "COMPLETED",
+                spell_name: &finished.spell,
+                result,
+                error_code: None,
+                created_at: finished.created_at,
+                cost_cents: finished.cost.cents_rounded_up(),
+                cost_usd: finished.cost.to_usd(),
+            };
+            match serde_json::to_string(&completed) {
+                Ok(body) => return Answer { status: 200, body },
+                Err(_) => Code::Internal,
+            }
         }
         Err(UpstreamError::Failed(_)) => Code::UpstreamFailed,
         Err(UpstreamError::TimedOut) => Code::UpstreamTimeout,

@@ -126,11 +126,19 @@ fn takes_any_type(request: &HttpRequest) -> bool {
 
 /// Reads a JSON object strictly.
 pub fn decode<T: DeserializeOwned>(raw: &[u8]) -> Result<T, ApiError> {
-    let value = json::parse(raw, Source::Caller)
-        .map_err(|problem| ApiError::invalid(format!("The body is not valid JSON: {problem}.")))?;
-    match value {
-        Value::Object(_) => strictly(value, "field"),
-        _ => Err(ApiError::invalid("The body must be a JSON object.")),
+    let value = || {
+        json::parse(raw, Source::Caller)
+            .map_err(|problem| ApiError::invalid(format!("The body is not valid JSON: {problem}.")))
+    };
+    let object = value()?;
+    if !object.is_object() {
+        return Err(ApiError::invalid("The body must be a JSON object."));
+    }
+    // Most bodies are right: only of those that are not it is worked out where they go wrong.
+    let mut all_known = true;
+    match serde_ignored::deserialize(object, |_| all_known = false) {
+        Ok(read) if all_known => Ok(read),
+        _ => strictly(value()?, "field"),
     }
 }
 

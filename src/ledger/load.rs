@@ -113,6 +113,8 @@ pub(super) struct Working {
     budgets: HashMap<AccountId, Arc<[Budget]>>,
     plans: HashMap<AccountId, PlanOf>,
     pub subjects: BTreeMap<BalanceId, Subject>,
+    /// Which balances something counts on: under load most of a batch is alike.
+    counted_on: HashMap<Alike, Arc<[BalanceId]>>,
     /// The balances as they were loaded, to write back only those that changed.
     pub loaded: HashMap<BalanceId, Balance>,
     pub books: Books,
@@ -136,7 +138,18 @@ struct Counted<'a> {
     from_credits: bool,
 }
 
+/// What counts on the same balances: who spends on what, on which day (every window begins with one), and
+/// whether credits pay for it.
+type Alike = (AccountId, KeyId, String, i64, bool);
+
+const DAY_MS: i64 = 86_400_000;
+
 impl<'a> Counted<'a> {
+    fn alike(&self) -> Alike {
+        let Counted { account, key, spell, at, from_credits } = *self;
+        (account.clone(), key.clone(), spell.to_owned(), at.0.div_euclid(DAY_MS), from_credits)
+    }
+
     fn of(request: &'a Request, spending: &'a Spending) -> Counted<'a> {
         let Spending { key, spell, from_credits, .. } = spending;
         Counted { account: &request.account, key, spell, at: request.at, from_credits: *from_credits }
@@ -206,6 +219,7 @@ impl Working {
             budgets: HashMap::new(),
             plans: quota::plans_of(tx, on_plans, latest(requests)).await?,
             subjects: BTreeMap::new(),
+            counted_on: HashMap::new(),
             loaded: HashMap::new(),
             books: Books::default(),
             holds: HashMap::new(),
@@ -262,6 +276,7 @@ impl Working {
             };
             self.budgets = budgets;
             self.subjects.clear();
+            self.counted_on.clear();
             let spent_from = self.name_all(requests);
             let ids = Rows::of(self.subjects.keys().map(BalanceId::as_str));
             let of_accounts = Rows::of(accounts.iter().map(AccountId::as_str));
@@ -336,7 +351,7 @@ impl Working {
                 Action::Probe(spending)
                 | Action::Charge { spending, .. }
                 | Action::Hold(NewHold { spending, .. }) => {
-                    spent_from.extend(self.name_balances(Counted::of(request, spending)));
+                    spent_from.extend(self.name_balances(Counted::of(request, spending)).iter().cloned());
                 }
                 Action::Undo { undone: Undone::Charge { spending, .. }, .. } => {
                     self.name_balances(Counted::of(request, spending));
@@ -388,38 +403,38 @@ impl Working {
         Ok(())
     }
 
-    /// The balances that this counts on: its spend first, then every window that covers it, then the
-    /// credits that pay for it.
-    fn name_balances(&mut self, counted: Counted) -> Vec<BalanceId> {
-        let Counted { account, key, spell, at, from_credits } = counted;
-        let spend = BalanceId::spend(account, key, spell, at);
-        let day = window::midnight(window::day_of(at));
-        self.subjects.entry(spend.clone()).or_insert_with(|| Subject::Spend {
-            account: account.clone(),
-            key: key.clone(),
-            spell: spell.to_owned(),
-            day,
-        });
-        let mut named = vec![spend];
-        for budget in self.budgets.get(account).into_iter().flat_map(|budgets| budgets.iter()) {
-            if budget.scope.covers(key, spell) {
-                let window = budget.period.window(at);
-                let id = BalanceId::window(&budget.id, window.start);
-                let subject = || Subject::Window { budget: budget.clone(), window };
-                self.subjects.entry(id.clone()).or_insert_with(subject);
-                named.push(id);
-            }
+    /// Names the balances that this counts on, and gives them in the order of [`Working::balances_of`].
+    fn name_balances(&mut self, counted: Counted) -> Arc<[BalanceId]> {
+        let alike = counted.alike();
+        if let Some(known) = self.counted_on.get(&alike) {
+            return known.clone();
         }
-        if from_credits {
-            named.push(self.name_credits(account));
+        let (ids, subjects): (Vec<_>, Vec<_>) = self.balances_of(counted).unzip();
+        let ids: Arc<[BalanceId]> = ids.into();
+        for (id, subject) in ids.iter().zip(subjects) {
+            self.subjects.entry(id.clone()).or_insert(subject);
         }
-        named
+        self.counted_on.insert(alike, ids.clone());
+        ids
     }
 
-    fn name_credits(&mut self, account: &AccountId) -> BalanceId {
-        let id = BalanceId::credits(account);
-        self.subjects.entry(id.clone()).or_insert_with(|| Subject::Credits { account: account.clone() });
-        id
+    /// The balances that this counts on: its spend first, then every window that covers it, then the
+    /// credits that pay for it.
+    fn balances_of(&self, counted: Counted) -> impl Iterator<Item = (BalanceId, Subject)> {
+        let Counted { account, key, spell, at, from_credits } = counted;
+        let day = window::midnight(window::day_of(at));
+        let subject =
+            Subject::Spend { account: account.clone(), key: key.clone(), spell: spell.to_owned(), day };
+        let spend = (BalanceId::spend(account, key, spell, at), subject);
+        let budgets = self.budgets.get(account).into_iter().flat_map(|budgets| budgets.iter());
+        let covering = budgets.filter(move |budget| budget.scope.covers(key, spell));
+        let windows = covering.map(move |budget| {
+            let window = budget.period.window(at);
+            (BalanceId::window(&budget.id, window.start), Subject::Window { budget: budget.clone(), window })
+        });
+        let credits = from_credits
+            .then(|| (BalanceId::credits(account), Subject::Credits { account: account.clone() }));
+        std::iter::once(spend).chain(windows).chain(credits)
     }
 
     /// The balance of a fund. `None`: the account has no plan to allow it.
@@ -456,19 +471,12 @@ impl Working {
         Some(PlanStanding { code: plan.code.clone(), resets_at: window.end.map_or(i64::MAX, |end| end.0) })
     }
 
-    /// `amount` on each loaded balance that this counts on, in the order of [`Working::name_balances`].
+    /// `amount` on each loaded balance that this counts on, in the order of [`Working::balances_of`].
     fn legs(&self, counted: Counted, amount: Nanos) -> Vec<Leg> {
-        let Counted { account, key, spell, at, from_credits } = counted;
-        let budgets = self.budgets.get(account).into_iter().flat_map(|budgets| budgets.iter());
-        let covering = budgets.filter(|budget| budget.scope.covers(key, spell));
-        let windows = covering.map(|budget| BalanceId::window(&budget.id, budget.period.window(at).start));
-        let credits = from_credits.then(|| BalanceId::credits(account));
-        std::iter::once(BalanceId::spend(account, key, spell, at))
-            .chain(windows)
-            .chain(credits)
-            .filter(|id| self.subjects.contains_key(id))
-            .map(|balance| Leg { balance, amount: amount.0 })
-            .collect()
+        let ids = self.counted_on.get(&counted.alike()).cloned();
+        let ids = ids.unwrap_or_else(|| self.balances_of(counted).map(|(id, _)| id).collect());
+        let loaded = ids.iter().filter(|id| self.subjects.contains_key(*id));
+        loaded.map(|id| Leg { balance: id.clone(), amount: amount.0 }).collect()
     }
 
     pub fn legs_of(&self, request: &Request, spending: &Spending) -> Vec<Leg> {

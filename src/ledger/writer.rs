@@ -39,6 +39,7 @@ use crate::{
     budget,
     clock::Time,
     id::{AccountId, BatchId},
+    reply::{self, Reply},
     store::{Backend, Db, StoreError, binds, statements},
     telemetry::Metrics,
 };
@@ -78,7 +79,7 @@ pub struct Ledger {
 
 struct Job {
     request: Request,
-    reply: oneshot::Sender<Result<Outcome, LedgerError>>,
+    reply: Reply<Result<Outcome, LedgerError>>,
     progress: Arc<Progress>,
     deadline: Instant,
 }
@@ -93,7 +94,7 @@ struct Awaited {
 impl Job {
     fn new(request: Request) -> (Job, Awaited) {
         let deadline = Instant::now() + ANSWER_WITHIN;
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = reply::channel();
         let progress = Arc::new(Progress(AtomicU8::new(QUEUED)));
         let awaited = Awaited { answer, progress: progress.clone(), deadline };
         (Job { request, reply, progress, deadline }, awaited)
@@ -312,18 +313,13 @@ impl Lane {
         let (mut answers, mut undone) = (Vec::with_capacity(batch.len()), Vec::new());
         for (job, outcome) in batch.into_iter().zip(applied.outcomes) {
             if job.progress.answer() {
-                answers.push((job.reply, outcome));
+                answers.push((job.reply, Ok(outcome)));
             } else if matches!(outcome, Outcome::Done | Outcome::Moved(_)) {
                 undone.extend(undo(&job.request));
             }
         }
-        // To wake so many takes its time, in which the next batch is begun.
-        tokio::spawn(async {
-            for (reply, outcome) in answers {
-                // A caller who hung up had its cast all the same.
-                let _ = reply.send(Ok(outcome));
-            }
-        });
+        // A caller who hung up had its cast all the same.
+        reply::send_all(answers);
         for request in undone {
             self.undo(request).await;
         }
@@ -371,7 +367,7 @@ fn undo(request: &Request) -> Option<Request> {
 fn refuse(batch: Vec<Job>, error: impl Fn() -> LedgerError) {
     for job in batch {
         if job.progress.answer() {
-            let _ = job.reply.send(Err(error()));
+            job.reply.send(Err(error()));
         }
     }
 }

@@ -14,6 +14,7 @@
 //! state would flap. An idle connection is tried now and then, so that it is found broken before a cast finds it.
 
 use super::gcra::{Change, Verdict};
+use crate::reply::{self, Reply};
 use deadpool_redis::redis::Script;
 use deadpool_redis::redis::aio::MultiplexedConnection;
 use deadpool_redis::{Connection, Manager, Pool, Runtime, Timeouts};
@@ -59,7 +60,7 @@ struct Request {
     key: String,
     per_minute: u32,
     change: Change,
-    answer: oneshot::Sender<Verdict>,
+    answer: Reply<Verdict>,
 }
 
 impl Redis {
@@ -158,7 +159,7 @@ fn too_slow(patience: Duration) -> String {
 
 impl Request {
     fn new(bucket: &str, per_minute: u32, change: Change) -> (Request, oneshot::Receiver<Verdict>) {
-        let (answer, receiver) = oneshot::channel();
+        let (answer, receiver) = reply::channel();
         (Request { key: format!("{PREFIX}{bucket}"), per_minute, change, answer }, receiver)
     }
 
@@ -266,10 +267,9 @@ impl Task {
         if answers.len() != batch.len() {
             return Err(format!("{} answers to {} requests", answers.len(), batch.len()));
         }
-        for (request, (allowed, owed)) in batch.into_iter().zip(answers) {
-            // Whoever no longer waits has already been answered by the twin.
-            let _ = request.answer.send(Verdict { allowed, owed });
-        }
+        let verdicts = answers.into_iter().map(|(allowed, owed)| Verdict { allowed, owed });
+        // Whoever no longer waits has already been answered by the twin.
+        reply::send_all(batch.into_iter().map(|request| request.answer).zip(verdicts));
         Ok(())
     }
 }

@@ -147,10 +147,13 @@ impl Rows {
         for (position, column) in columns.as_ref().iter().enumerate() {
             self.json.push(if position == 0 { '[' } else { ',' });
             let written = match column {
-                Value::Text(Some(text)) => {
+                Value::Text(Some(text))
+                    if text.bytes().any(|byte| byte < b' ' || b"\"\\".contains(&byte)) =>
+                {
                     self.json.push_str(&serde_json::Value::from(text.as_str()).to_string());
                     Ok(())
                 }
+                Value::Text(Some(text)) => write!(self.json, "\"{text}\""),
                 Value::Int(Some(number)) => write!(self.json, "{number}"),
                 Value::Bool(truth) => write!(self.json, "{truth}"),
                 Value::Text(None) | Value::Int(None) => write!(self.json, "null"),
