@@ -112,7 +112,7 @@ enum Subject {
     Subscription(String),
     /// All that went back of a payment, by its intent.
     Payment(String),
-    /// What stands of a grant, by its reference.
+    /// What stands of a grant of a payment that has no name of its own here, by the grant's reference.
     Grant(String),
 }
 
@@ -146,7 +146,7 @@ pub async fn compare(stripe: &Stripe, since: Option<Since>) -> Result<Report, Fa
 impl Comparison<'_> {
     fn suspect(&mut self, subject: Subject, differences: Vec<Difference>) {
         if !differences.is_empty() {
-            self.suspects.insert(subject, differences);
+            self.suspects.entry(subject).or_default().extend(differences);
         }
     }
 
@@ -165,7 +165,8 @@ impl Comparison<'_> {
             let invoices = sessions.iter().filter_map(|session| session.invoice.as_ref());
             let granted = here::grants_of_invoices(db, invoices).await?;
             for session in sessions {
-                let Some(id) = session.purchase.clone() else { continue };
+                let ours = |id: &String| known.contains_key(id) || compare::is_a_purchase(id);
+                let Some(id) = session.purchase.clone().filter(ours) else { continue };
                 let invoiced = session.invoice.as_ref().is_some_and(|id| granted.contains_key(id));
                 let differences = compare::purchase(&id, known.get(&id), Some(&session), invoiced);
                 self.suspect(Subject::Purchase(id.clone(), Some(session.id)), differences);
@@ -224,7 +225,12 @@ impl Comparison<'_> {
             after = last.reference.clone();
             for grant in page {
                 let differences = self.standing(&grant, &[]).await?;
-                self.suspect(Subject::Grant(grant.reference.clone()), differences);
+                // Whether it is the grant that is wrong, or what is known to have gone back, Stripe tells.
+                let subject = match grant.payment_intent.clone() {
+                    Some(intent) => Subject::Payment(intent),
+                    None => Subject::Grant(grant.reference.clone()),
+                };
+                self.suspect(subject, differences);
                 if let Some(id) = grant.reference.strip_prefix("invoice/")
                     && seen.insert(id.to_owned())
                 {
