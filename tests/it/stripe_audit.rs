@@ -161,7 +161,10 @@ async fn each_planted_difference_is_found(backend: Backend) {
     let subscribed = shop.buys(&buyer, json!({"plan": "pro"})).await;
     let stale = shop.customer().await;
     let stale = shop.buys(&stale, json!({"plan": "pro"})).await;
+    let wrong = shop.customer().await;
+    let wrong = shop.buys(&wrong, json!({"plan": "pro"})).await;
     let claimed = shop.opens(&buyer, json!({"credits": 77})).await;
+    let forgotten = shop.opens(&buyer, json!({"credits": 78})).await;
     shop.audit(&[], 0).await;
 
     // Of these no event ever comes.
@@ -171,9 +174,21 @@ async fn each_planted_difference_is_found(backend: Backend) {
     let unheard_plan = shop.buys(&newcomer, json!({"plan": "pro"})).await;
     let back = json!({"payment_intent": refunded["payment_intent"], "amount": 400});
     let unheard_refund = stripe.happens("refund", back).await;
+    let stale_back = stripe.happens("refund", json!({"invoice": stale["invoice"]})).await;
     let back = json!({"payment_intent": disputed["payment_intent"]});
     let unheard_dispute = stripe.happens("dispute", back).await;
     // These were done to the books.
+    let purchase_id = async |session: &str| {
+        let ids = backend.texts(&format!("SELECT id FROM purchases WHERE session_id = '{session}'")).await;
+        format!("purchase/{}", ids[0].as_deref().unwrap())
+    };
+    let (claimed_id, forgotten_id) = (purchase_id(&claimed).await, purchase_id(&forgotten).await);
+    let forget = "UPDATE purchases SET status = 'paid', session_id = NULL";
+    backend.execute(&format!("{forget} WHERE session_id = '{forgotten}'")).await;
+    let wrong_grant = format!("invoice/{}", named(&wrong, "invoice"));
+    backend
+        .execute(&format!("UPDATE credit_grants SET standing = 41 WHERE reference = '{wrong_grant}'"))
+        .await;
     backend.execute(&format!("UPDATE purchases SET status = 'paid' WHERE session_id = '{claimed}'")).await;
     let stale_id = named(&stale, "subscription");
     let stale_set =
@@ -184,18 +199,20 @@ async fn each_planted_difference_is_found(backend: Backend) {
     let invoice = named(&subscribed, "invoice");
     backend.execute(&format!("DELETE FROM credit_grants WHERE reference = 'invoice/{invoice}'")).await;
 
-    let claimed_id = backend.texts(&format!("SELECT id FROM purchases WHERE session_id = '{claimed}'")).await;
-    let claimed = format!("purchase/{}", claimed_id[0].as_deref().unwrap());
     let stale_subject = format!("subscription/{stale_id}");
     let (unheard_id, plan_id) = (purchase_of(&unheard), purchase_of(&unheard_plan));
     let unheard_subscription = format!("subscription/{}", named(&unheard_plan, "subscription"));
     let unheard_invoice = format!("invoice/{}", named(&unheard_plan, "invoice"));
     let charge_subject = format!("charge/{}", named(&unheard_refund, "id"));
     let dispute_subject = format!("dispute/{}", named(&unheard_dispute, "id"));
+    let stale_charge = format!("charge/{}", named(&stale_back, "id"));
+    let stale_grant = format!("grant/invoice/{}", named(&stale, "invoice"));
     let grant = |session: &Value| format!("grant/{}", purchase_of(session));
     let end = period_end(&shop, stale_id).await;
     let planted = vec![
-        row(&claimed, "status", "paid", "open", ""),
+        row(&claimed_id, "status", "paid", "open", ""),
+        row(&forgotten_id, "status", "paid", "open", ""),
+        row(&format!("grant/{wrong_grant}"), "credits standing", "41", "40", ""),
         row(&stale_subject, "status", "past_due", "active", ""),
         row(&stale_subject, "current_period_end", "1970-01-01T00:00:01.000Z", &end, ""),
         row(&stale_subject, "cancel_at_period_end", "true", "false", ""),
@@ -212,15 +229,17 @@ async fn each_planted_difference_is_found(backend: Backend) {
             row(&unheard_invoice, "paid_cents, granted for", "0", "1000", open),
             row(&charge_subject, "amount_refunded", "0", "400", open),
             row(&grant(&refunded), "credits standing", "1000", "600", open),
+            row(&stale_charge, "amount_refunded", "0", "1000", open),
+            row(&stale_grant, "credits standing", "40", "0", open),
             row(&dispute_subject, "status", "none", "open", open),
             row(&grant(&disputed), "credits standing", "300", "0", open),
         ]
     };
-    // The books themselves lack what stands of the grant that is gone; Stripe adds nothing to that.
+    // The books themselves lack what stood of the grant that is gone, and of the one that is wrong.
     let at_stripe = |found: Vec<[String; 5]>| {
         let (books, stripe): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|row| row[0].starts_with("credits/"));
-        assert_eq!(books.len(), 1, "{books:?}");
+        assert_eq!(books.len(), 2, "{books:?}");
         sorted(stripe)
     };
 
@@ -228,15 +247,15 @@ async fn each_planted_difference_is_found(backend: Backend) {
     let (found, summary) = shop.found(&[], 1).await;
     assert_eq!(at_stripe(found), sorted([planted.clone(), by("under way")].concat()));
     let counts = [&summary["drifts"], &summary["stripe"]["drifts"], &summary["stripe"]["open"]];
-    assert_eq!(counts, [1 + 6, 6, 10].map(|count| json!(count)).each_ref(), "{summary}");
+    assert_eq!(counts, [2 + 8, 8, 12].map(|count| json!(count)).each_ref(), "{summary}");
     stripe.ages().await;
     let (found, summary) = shop.found(&[], 1).await;
     assert_eq!(at_stripe(found), sorted([planted, by("")].concat()));
     let counts = [&summary["drifts"], &summary["stripe"]["drifts"], &summary["stripe"]["open"]];
-    assert_eq!(counts, [1 + 16, 16, 0].map(|count| json!(count)).each_ref(), "{summary}");
+    assert_eq!(counts, [2 + 20, 20, 0].map(|count| json!(count)).each_ref(), "{summary}");
     let printed = shop.audit(&[], 1).await;
     assert!(printed.contains(&format!("{unheard_id}: status is open, at Stripe paid\n")), "{printed}");
-    // Without Stripe the books have but the grant that is gone.
+    // Without Stripe nothing of that is told.
     let printed = shop.audit(&["--no-stripe"], 1).await;
     assert!(printed.ends_with("Stripe: not compared, --no-stripe was given\n"), "{printed}");
     assert!(!printed.contains("purchase/"), "{printed}");

@@ -127,13 +127,26 @@ impl<'a> List<'a> {
         }
     }
 
-    /// All of it, for a list that is known to be short.
+    /// All of it, for a list of what belongs to one thing. Of one that Stripe does not know there is nothing.
     pub async fn all(mut self, client: &Client) -> Result<Vec<Object>, StripeError> {
         let mut all = Vec::new();
-        while let Some(page) = self.next(client).await? {
-            all.extend(page);
+        loop {
+            match self.next(client).await {
+                Ok(Some(page)) => all.extend(page),
+                Ok(None) => return Ok(all),
+                Err(error) if all.is_empty() && is_missing(&error) => return Ok(all),
+                Err(error) => return Err(error),
+            }
         }
-        Ok(all)
+    }
+}
+
+/// Whether Stripe says that it has no such thing.
+fn is_missing(error: &StripeError) -> bool {
+    match error {
+        StripeError::Failed { status: Some(404), .. } | StripeError::NoSuchCustomer => true,
+        StripeError::Failed { status: Some(400), what } => what.ends_with("code resource_missing"),
+        _ => false,
     }
 }
 
@@ -149,7 +162,7 @@ pub async fn find(client: &Client, path: &str, id: &str) -> Result<Option<Object
     }
     match client.read::<Value>(&format!("{path}/{id}"), &Nothing {}).await {
         Ok(found) => Ok(Some(object(found))),
-        Err(StripeError::Failed { status: Some(404), .. }) => Ok(None),
+        Err(error) if is_missing(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }
