@@ -360,6 +360,12 @@ counted invoice.paid duplicate 3
 counted other bad_signature 5
 passed
 
+begin "the audit finds that Stripe has on its books what the server has"
+audited=$(cd -- "$work" && env -i "${environment[@]}" "$binary" audit 2>"$work/audit.log") \
+    || surprise "an audit that ends with 0" "$audited$(cat "$work/audit.log")"
+[[ $(tail -n 1 <<<"$audited") == "Stripe since "*": no drift" ]] || surprise "no drift at Stripe" "$audited"
+passed "$(tail -n 1 <<<"$audited")"
+
 begin "what Stripe was sent is what it takes"
 stripe GET /_/requests
 if [[ -n ${TEST_STRIPE_TOOLS-} ]]; then

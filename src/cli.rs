@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use secrecy::ExposeSecret;
 
 use crate::{
@@ -12,7 +12,10 @@ use crate::{
     inbox::{self, Delivery, Inbox, StoredEvent, Verdict},
     ledger::audit,
     store::{Db, StoreError, statements},
-    stripe::Stripe,
+    stripe::{
+        Stripe,
+        audit::{self as comparison, Since},
+    },
     telemetry::Metrics,
     webhooks,
 };
@@ -33,13 +36,25 @@ pub enum Command {
     /// See to events of Stripe and of the payment service that failed, or that matched nothing of ours
     #[command(subcommand)]
     Webhooks(Webhooks),
-    /// Recompute every balance from its lines and open holds, beside servers that run, and print what
-    /// differs; ends with 0 if nothing does, with 1 if something does, with 2 if it could not be told
-    Audit {
-        /// Print JSON: an object a line, the summary last
-        #[arg(long)]
-        json: bool,
-    },
+    /// Recompute every balance from its lines and open holds, beside servers that run, compare with Stripe
+    /// what was bought there, and print what differs; ends with 0 if nothing does, with 1 if something
+    /// does, with 2 if it could not be told
+    Audit(Audit),
+}
+
+/// What is to be audited.
+#[derive(Args)]
+pub struct Audit {
+    /// Print JSON: an object a line, the summary last
+    #[arg(long)]
+    json: bool,
+    /// Leave Stripe out
+    #[arg(long)]
+    no_stripe: bool,
+    /// Compare with Stripe what was made there from then on: a day, a moment in RFC 3339, or all; 90 days
+    /// back without it
+    #[arg(long, value_name = "DATE")]
+    since: Option<Since>,
 }
 
 #[derive(Subcommand)]
@@ -82,6 +97,8 @@ pub enum CommandError {
     NotApplied(usize),
     #[error("{0} of the events are not there")]
     NotThere(usize),
+    #[error("Stripe could not be compared: {0}")]
+    NotCompared(String),
     #[error("DATABASE_URL names a database without a single account, which no server has ever used")]
     NothingToAudit,
 }
@@ -112,25 +129,82 @@ statements! {
     ANY_ACCOUNT = "SELECT id FROM accounts LIMIT 1";
 }
 
+/// Whether Stripe was compared.
+enum Compared {
+    Yes(comparison::Report),
+    /// Nobody wanted it, or nobody can: why.
+    No(&'static str),
+    /// It could not be told: why.
+    Failed(String),
+}
+
 /// Runs `spell-platform audit`; gives whether the books agree. Must be called inside a tokio runtime.
-pub async fn audit(config: &Config, json: bool) -> Result<bool, CommandError> {
+///
+/// What the books themselves come to is printed also where Stripe can't be read, which is an error.
+pub async fn audit(config: &Config, asked: &Audit) -> Result<bool, CommandError> {
     let db = Db::open(config.database_url.expose_secret()).map_err(CommandError::Database)?;
     db.migrate().await?;
     let any: Option<(String,)> = db.optional(&ANY_ACCOUNT, vec![]).await?;
     any.ok_or(CommandError::NothingToAudit)?;
-    let report = audit::audit(&db).await?;
-    for drift in &report.drifts {
-        match json {
-            true => println!("{}", serde_json::json!(drift)),
-            false => println!("{drift}"),
+    let books = audit::audit(&db).await?;
+    for drift in &books.drifts {
+        tell(asked.json, drift);
+    }
+    let compared = compare(config, asked, &db).await;
+    if let Compared::Yes(report) = &compared {
+        for difference in &report.differences {
+            tell(asked.json, difference);
         }
     }
-    match json {
-        true => println!("{}", serde_json::json!(report)),
-        false => println!("{report}"),
+    let drifts = books.drifts.len() + if let Compared::Yes(report) = &compared { report.drifts } else { 0 };
+    match asked.json {
+        true => println!("{}", summary(&books, &compared, drifts)),
+        false => match &compared {
+            Compared::Yes(report) => println!("{books}\n{report}"),
+            Compared::No(why) => println!("{books}\nStripe: not compared, {why}"),
+            Compared::Failed(_) => println!("{books}\nStripe: could not be compared"),
+        },
     }
     db.close().await;
-    Ok(report.drifts.is_empty())
+    match compared {
+        Compared::Failed(why) => Err(CommandError::NotCompared(why)),
+        _ => Ok(drifts == 0),
+    }
+}
+
+fn tell<T: serde::Serialize + std::fmt::Display>(json: bool, difference: &T) {
+    match json {
+        true => println!("{}", serde_json::json!(difference)),
+        false => println!("{difference}"),
+    }
+}
+
+async fn compare(config: &Config, asked: &Audit, db: &Db) -> Compared {
+    if asked.no_stripe {
+        return Compared::No("--no-stripe was given");
+    }
+    let stripe = match Stripe::new(&config.billing, db.clone(), Clock::system()) {
+        Ok(Some(stripe)) => stripe,
+        Ok(None) => return Compared::No("STRIPE_SECRET_KEY is not set"),
+        Err(problem) => return Compared::Failed(problem),
+    };
+    match comparison::compare(&stripe, asked.since).await {
+        Ok(report) => Compared::Yes(report),
+        Err(problem) => Compared::Failed(problem.to_string()),
+    }
+}
+
+fn summary(books: &audit::Report, compared: &Compared, drifts: usize) -> serde_json::Value {
+    let mut summary = serde_json::json!(books);
+    summary["drifts"] = drifts.into();
+    let (done, mut stripe) = match compared {
+        Compared::Yes(report) => (true, serde_json::json!(report)),
+        Compared::No(why) => (false, serde_json::json!({ "why": why })),
+        Compared::Failed(why) => (false, serde_json::json!({ "why": why })),
+    };
+    stripe["compared"] = done.into();
+    summary["stripe"] = stripe;
+    summary
 }
 
 async fn list(db: &Db, status: Option<&str>) -> Result<(), CommandError> {

@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let config = match (Config::from_env(), &cli.command) {
         (Ok(config), _) => config,
-        (Err(problems), Some(Command::Audit { .. })) => return not_audited(&problems),
+        (Err(problems), Some(Command::Audit(_))) => return not_audited(&problems),
         (Err(problems), _) => return failed("does not start", &problems),
     };
     telemetry::init_logging(config.log_filter.clone());
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(problem) => failed("could not do that", &problem),
         },
-        Some(Command::Audit { json }) => match runtime.block_on(cli::audit(&config, json)) {
+        Some(Command::Audit(asked)) => match runtime.block_on(cli::audit(&config, &asked)) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,
             Err(problem) => not_audited(&problem),

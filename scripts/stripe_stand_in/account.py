@@ -10,7 +10,7 @@ class Account:
     """Its methods are called one at a time; `made` are the events of the last one."""
 
     def __init__(self):
-        self.customers, self.sessions, self.subscriptions, self.invoices = {}, {}, {}, {}
+        self.customers, self.sessions, self.subscriptions, self.invoices, self.refunds = {}, {}, {}, {}, {}
         # by payment intent, of which each has one charge
         self.charges = {}
         self.disputes, self.prices, self.events, self.made = {}, {}, {}, []
@@ -75,6 +75,98 @@ class Account:
         limit = objects.integer(form.get("limit", "10"), "limit")
         found = [*filter(fits, map(objects.invoice_payment, reversed(self.invoices.values())))]
         return objects.items_of("invoice_payments", found[:limit]) | {"has_more": len(found) > limit}
+
+    def list_sessions(self, form):
+        return self.listed("checkout/sessions", self.sessions, form, "customer payment_intent status subscription")
+
+    def list_invoices(self, form):
+        return self.listed("invoices", self.invoices, form, "collection_method customer status")
+
+    def get_invoice(self, name, form):
+        return self.find("invoice", self.invoices, name, "invoice", 404)
+
+    def list_subscriptions(self, form):
+        """All of every status but canceled, unless one is asked for."""
+        among = form.get("status")
+        ended = ("canceled", "incomplete_expired")
+
+        def fits(subscription):
+            status = subscription["status"]
+            if among is None:
+                return status != "canceled"
+            return among == "all" or (status in ended if among == "ended" else status == among)
+
+        return self.listed("subscriptions", self.subscriptions, form, "collection_method customer", "status", fits)
+
+    def get_subscription(self, name, form):
+        return self.find("subscription", self.subscriptions, name, "id", 404)
+
+    def list_charges(self, form):
+        charges = {charge["id"]: charge for charge in self.charges.values()}
+        return self.listed("charges", charges, form, "customer payment_intent transfer_group")
+
+    def get_charge(self, name, form):
+        charges = {charge["id"]: charge for charge in self.charges.values()}
+        return self.find("charge", charges, name, "charge", 404)
+
+    def list_refunds(self, form):
+        page = self.listed("refunds", self.refunds, form, "charge payment_intent", expandable="data.charge")
+        if "data.charge" in form.get("expand", []):
+            page["data"] = [refund | {"charge": self.get_charge(refund["charge"], {})} for refund in page["data"]]
+        return page
+
+    def list_disputes(self, form):
+        return self.listed("disputes", self.disputes, form, "charge payment_intent")
+
+    def list_events(self, form):
+        types = form.get("types")
+        if types is not None and (not isinstance(types, list) or len(types) > 20):
+            raise objects.invalid("types", "At most 20 types of events can be asked for")
+        events = {name: json.loads(record["body"]) for name, record in self.events.items()}
+        return self.listed("events", events, form, "type", "types", lambda one: types is None or one["type"] in types)
+
+    def listed(self, name, things, form, filters, further="", among=lambda one: True, expandable=""):
+        """A page of those things that are `among` what is wanted, from the newest on: by the fields of `filters`,
+        which they have themselves, and by `further` ones, which they have not."""
+        objects.known(form, f"created expand limit starting_after {filters} {further}")
+        for wanted in form.get("expand", []):
+            if wanted not in expandable.split():
+                raise objects.invalid("expand[]", f"This property cannot be expanded ({wanted}).")
+        limit = objects.integer(form.get("limit", "10"), "limit")
+        if not 1 <= limit <= 100:
+            raise objects.invalid("limit", "limit is from 1 to 100")
+        created = objects.mapping(form, "created") if not isinstance(form.get("created"), str) else {}
+        objects.known(created, "gt gte lt lte", "created[{}]")
+        edges = {edge: objects.integer(value, f"created[{edge}]") for edge, value in created.items()}
+        wanted = {field: form[field] for field in filters.split() if field in form}
+
+        def fits(thing):
+            return among(thing) and all(thing.get(field) == value for field, value in wanted.items()) and all(
+                {"gt": thing["created"] > edge, "gte": thing["created"] >= edge,
+                 "lt": thing["created"] < edge, "lte": thing["created"] <= edge}[which]
+                for which, edge in edges.items())
+
+        after = form.get("starting_after")
+        if after is not None:
+            self.find(name, things, after, "starting_after")
+        names = [*reversed(things)]
+        rest = names[names.index(after) + 1:] if after is not None else names
+        found = [public(things[one]) for one in rest if fits(things[one])]
+        return objects.items_of(name, found[:limit]) | {"has_more": len(found) > limit}
+
+    def get_dispute(self, name, form):
+        return self.find("dispute", self.disputes, name, "dispute", 404)
+
+    def age(self, seconds):
+        """Everything was made so much earlier, and its events too."""
+        for things in (self.customers, self.sessions, self.subscriptions, self.invoices, self.refunds, self.charges,
+                       self.disputes):
+            for thing in things.values():
+                thing["created"] -= seconds
+        for record in self.events.values():
+            event = json.loads(record["body"])
+            event["created"] -= seconds
+            record["body"] = json.dumps(event, indent=2, ensure_ascii=False)
 
     # --- What customers, their banks and time do -------------------------------------------------------------
 
@@ -187,6 +279,8 @@ class Account:
         if not 0 < amount <= rest:
             raise Refused(400, f"{amount} can't be refunded of a charge with {rest} left", param="amount")
         charge.update(amount_refunded=before + amount, refunded=amount == rest)
+        refund = objects.refund(charge, amount)
+        self.refunds[refund["id"]] = refund
         self.emit("charge.refunded", charge, amount_refunded=before)
         return charge
 

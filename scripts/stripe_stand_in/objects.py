@@ -427,3 +427,14 @@ def dispute(disputed):
         "metadata": {}, "payment_intent": disputed["payment_intent"], "reason": "fraudulent",
         "status": "needs_response",
     }
+
+
+def refund(charge, amount):
+    return {
+        "id": new_id("re"), "object": "refund", "amount": amount, "balance_transaction": new_id("txn"),
+        "charge": charge["id"], "created": now(), "currency": charge["currency"],
+        "destination_details": {"card": {"type": "refund", **nulls("reference reference_status reference_type")},
+                                "type": "card"},
+        "metadata": {}, "payment_intent": charge["payment_intent"], "reason": "requested_by_customer",
+        "status": "succeeded", **nulls("receipt_number source_transfer_reversal transfer_reversal"),
+    }

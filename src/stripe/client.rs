@@ -29,6 +29,12 @@ const ATTEMPT_WITHIN: Duration = Duration::from_secs(4);
 /// How often it is tried again.
 const RETRIES: usize = 2;
 
+/// How long an attempt may take to read a page of what Stripe has, and how often it is tried again.
+const PAGE_WITHIN: Duration = Duration::from_secs(20);
+const PAGE_RETRIES: usize = 4;
+
+const INVOICE_PAYMENTS: &str = "/invoice_payments";
+
 /// What has less than this left is not tried again: the answer would come too late.
 const WORTH_TRYING: Duration = Duration::from_millis(500);
 
@@ -141,9 +147,21 @@ struct InvoicePayments<'a> {
     payment_intent: &'a str,
 }
 
+impl Filter<'_> {
+    fn of(intent: &str) -> Filter<'_> {
+        Filter { payment: InvoicePayments { of: "payment_intent", payment_intent: intent } }
+    }
+}
+
 #[derive(Deserialize)]
 struct List {
     data: Vec<InvoicePayment>,
+}
+
+impl List {
+    fn invoice(self) -> Option<String> {
+        self.data.into_iter().next().and_then(|payment| payment.invoice)
+    }
 }
 
 #[derive(Deserialize)]
@@ -210,11 +228,13 @@ impl Client {
 
     /// The invoice that a payment paid, if it paid one.
     pub async fn invoice_of(&self, intent: &str) -> Result<Option<String>, StripeError> {
-        let query = InvoicePayments { of: "payment_intent", payment_intent: intent };
-        let request =
-            RequestBuilder::new(StripeMethod::Get, "/invoice_payments").query(&Filter { payment: query });
-        let list: List = self.look_up(request).await?;
-        Ok(list.data.into_iter().next().and_then(|payment| payment.invoice))
+        let request = RequestBuilder::new(StripeMethod::Get, INVOICE_PAYMENTS).query(&Filter::of(intent));
+        Ok(self.look_up::<List>(request).await?.invoice())
+    }
+
+    /// The same, for who has time.
+    pub async fn read_invoice_of(&self, intent: &str) -> Result<Option<String>, StripeError> {
+        Ok(self.read::<List>(INVOICE_PAYMENTS, &Filter::of(intent)).await?.invoice())
     }
 
     /// The payment intent of that id, which is put into the path as it is.
@@ -230,6 +250,24 @@ impl Client {
             Ok(answer) => answer.map_err(|error| self.understand(error)),
             Err(_) => Err(StripeError::TimedOut),
         }
+    }
+
+    /// Asks for what changes nothing, for who has time: tried again for longer than a buyer would wait.
+    pub async fn read<T: Deserialize>(&self, path: &str, query: &impl Serialize) -> Result<T, StripeError> {
+        let attempt = || async {
+            let request = RequestBuilder::new(StripeMethod::Get, path).query(query);
+            let sent = request.customize::<T>().send(&self.inner);
+            match timeout(PAGE_WITHIN, sent).await {
+                Ok(answer) => answer.map_err(|error| self.understand(error)),
+                Err(_) => Err(StripeError::TimedOut),
+            }
+        };
+        let pauses = ExponentialBuilder::new()
+            .with_min_delay(Duration::from_millis(500))
+            .with_max_delay(Duration::from_secs(4))
+            .with_max_times(PAGE_RETRIES)
+            .with_jitter();
+        attempt.retry(pauses).when(|error| !error.is_final()).await
     }
 
     /// Sends the request until it is answered, refused, or not worth trying any more.

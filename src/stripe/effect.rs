@@ -7,6 +7,7 @@
 
 use super::{
     event::{Event, Object},
+    invoice,
     purchase::{self, Purchase, Sold, Status},
     subscription::{self, Subscription, Teller, Told},
 };
@@ -283,20 +284,18 @@ fn costs_what_was_sold(subscription: &Object, purchase: &Purchase) -> bool {
 
 async fn bill(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, StoreError> {
     let invoice = &event.object;
-    let amount = invoice.cents("amount_paid").filter(|paid| *paid > 0).or(invoice.cents("total"));
+    let amount = invoice::amount(invoice);
     let paid = event.kind == "invoice.paid" && invoice.text("status").is_none_or(|status| status == "paid");
     let charged = paid && amount.is_some_and(|amount| amount > 0);
     if event.kind == "invoice.paid" && !charged {
         return Ok(ignored("nothing was paid"));
     }
     let (Some(id), Some(customer), Some(of)) =
-        (invoice.id("id"), invoice.id("customer"), subscription_of(invoice))
+        (invoice.id("id"), invoice.id("customer"), invoice::subscription_of(invoice))
     else {
         return Ok(not_ours(charged, "it is of no subscription"));
     };
-    let names = ["parent/subscription_details", "subscription_details", "lines/data/0"]
-        .iter()
-        .find_map(|path| invoice.text(&format!("{path}/metadata/purchase_id")));
+    let names = invoice::names_purchase(invoice);
     let Some(mut purchase) = purchase::behind(tx, &customer, &of, names).await? else {
         return Ok(not_ours(charged, "no purchase of ours began its subscription"));
     };
@@ -306,16 +305,10 @@ async fn bill(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, StoreErr
         subscription::put(tx, &subscription, now).await?;
         return Ok(applied("an invoice could not be paid"));
     }
-    let lines = invoice.list("lines/data");
-    let periods: Vec<&Object> = lines.iter().filter(|line| begins_period(line)).collect();
+    subscription.hear_invoice(true, event.created_at, invoice::period_end(invoice));
     // Between periods, when a plan is changed for example, nothing begins that would bring credits.
-    let period_begins = match lines.is_empty() {
-        true => invoice.text("billing_reason") != Some("subscription_update"),
-        false => !periods.is_empty(),
-    };
-    subscription.hear_invoice(true, event.created_at, period_end(invoice));
-    if period_begins {
-        let Some(plan) = plan_paid_for(tx, invoice, &periods, &purchase).await? else {
+    if invoice::begins_a_period(invoice) {
+        let Some(plan) = plan_paid_for(tx, invoice, &purchase).await? else {
             return Ok(kept("another amount or currency was paid than was asked for"));
         };
         purchase.advance(Status::Paid);
@@ -344,32 +337,20 @@ async fn bill(tx: &mut Tx, event: &Event, now: Time) -> Result<Verdict, StoreErr
     Ok(applied("an invoice was paid"))
 }
 
-/// Whether an invoice's line begins a period: not one that settles what is left of another, nor
-/// something that was put on the bill beside it. Where that is said changed with the versions of the API.
-fn begins_period(line: &Object) -> bool {
-    let proration =
-        ["proration", "parent/subscription_item_details/proration", "parent/invoice_item_details/proration"];
-    let beside =
-        line.text("type") == Some("invoiceitem") || line.text("parent/type") == Some("invoice_item_details");
-    !proration.iter().any(|path| line.is_true(path))
-        && !beside
-        && line.int("amount").is_none_or(|amount| amount > 0)
-}
-
 /// The plan whose period was paid for: the one of the catalogue that has the line's price at Stripe,
 /// or the purchase's, if the line, or the whole invoice, comes to what that was sold for. (A line does
 /// not have the taxes and discounts in it that the whole has.)
 async fn plan_paid_for(
     tx: &mut Tx,
     invoice: &Object,
-    periods: &[&Object],
     purchase: &Purchase,
 ) -> Result<Option<String>, StoreError> {
     let currency = invoice.currency("currency");
     if currency.as_ref() != Some(&purchase.currency) {
         return Ok(None);
     }
-    for line in periods {
+    let periods = invoice::periods(invoice);
+    for line in &periods {
         let price = ["price", "pricing/price_details/price", "plan"].iter().find_map(|path| line.id(path));
         if let Some(price) = price
             && let Some(plan) = plan_of_price(tx, &price).await?
@@ -380,40 +361,16 @@ async fn plan_paid_for(
     // What was paid from a balance at Stripe is in the total alone.
     let amounts = [invoice.cents("amount_paid").filter(|paid| *paid > 0), invoice.cents("total")];
     let lines = periods.iter().try_fold(0i64, |sum, line| sum.checked_add(line.cents("amount")?));
-    let lines = lines.filter(|lines| *lines > 0 && adds_up(invoice));
+    let lines = lines.filter(|lines| *lines > 0 && invoice::adds_up(invoice));
     let sold = |amount: &Option<i64>| purchase.was_sold_for(*amount, currency.as_deref());
     let whole =
         amounts.iter().flatten().all(|amount| sold(&Some(*amount))) && amounts.iter().any(Option::is_some);
     Ok(purchase.plan().filter(|_| whole || sold(&lines)).map(str::to_owned))
 }
 
-/// Whether an invoice's lines come to its subtotal.
-fn adds_up(invoice: &Object) -> bool {
-    let lines = invoice.list("lines/data");
-    let sum = lines.iter().try_fold(0i64, |sum, line| sum.checked_add(line.int("amount")?));
-    sum.is_some() && sum == invoice.int("subtotal")
-}
-
 async fn included_credits(tx: &mut Tx, plan: &str) -> Result<i64, StoreError> {
     let row: Option<(i64,)> = tx.optional(&INCLUDED_CREDITS, binds![plan]).await?;
     Ok(row.map_or(0, |(credits,)| credits))
-}
-
-/// Where an invoice names its subscription; that changed with the versions of the API.
-fn subscription_of(invoice: &Object) -> Option<String> {
-    [
-        "subscription",
-        "parent/subscription_details/subscription",
-        "lines/data/0/parent/subscription_item_details/subscription",
-        "lines/data/0/subscription",
-    ]
-    .iter()
-    .find_map(|path| invoice.id(path))
-}
-
-/// The end of the latest period that an invoice is for.
-fn period_end(invoice: &Object) -> Option<Time> {
-    invoice.list("lines/data").iter().filter_map(|line| line.time("period/end")).max()
 }
 
 async fn refund(

@@ -70,6 +70,10 @@ impl Event {
 pub struct Object(Value);
 
 impl Object {
+    pub fn new(value: Value) -> Object {
+        Object(value)
+    }
+
     fn at(&self, path: &str) -> Option<&Value> {
         self.0.pointer(&format!("/{path}"))
     }
@@ -107,6 +111,11 @@ impl Object {
     /// A currency in lower case.
     pub fn currency(&self, path: &str) -> Option<String> {
         self.text(path).map(str::to_ascii_lowercase)
+    }
+
+    /// An object inside this one; `None` where its id stands for it.
+    pub fn part(&self, path: &str) -> Option<Object> {
+        self.at(path).filter(|part| part.is_object()).map(|part| Object(part.clone()))
     }
 
     /// What a list holds.

@@ -6,11 +6,13 @@
 //! Stripe failing, or being slow, is an error within seconds for who buys, and nothing to anybody
 //! else: no cast asks Stripe, and no transaction is open while Stripe is asked.
 
+pub mod audit;
 mod checkout;
 mod client;
 mod customer;
 pub mod effect;
 pub mod event;
+mod invoice;
 pub mod purchase;
 pub mod return_url;
 mod session;

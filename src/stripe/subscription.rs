@@ -11,7 +11,7 @@ use crate::{
     clock::Time,
     id::{AccountId, PurchaseId},
     plan,
-    store::{Db, StoreError, Tx, binds, statements},
+    store::{Db, Rows, StoreError, Tx, binds, statements},
 };
 
 /// For how long money is waited for before the account may subscribe again: the slowest ways to pay
@@ -204,6 +204,11 @@ statements! {
                purchases.status AS purchase_status
         FROM subscriptions LEFT JOIN purchases ON purchases.id = subscriptions.purchase_id
         WHERE subscriptions.account_id = $1 ORDER BY subscriptions.created_at DESC, subscriptions.id DESC");
+    BY_IDS = concat!("SELECT ", subscription_columns!(), ", purchases.plan AS purchase_plan,
+               purchases.status AS purchase_status
+        FROM subscriptions LEFT JOIN purchases ON purchases.id = subscriptions.purchase_id
+        WHERE subscriptions.id IN (SELECT given.value ->> 0 FROM {rows})");
+    NEXT_IDS = "SELECT id FROM subscriptions WHERE id > $1 ORDER BY id LIMIT $2";
     PUT = "
         INSERT INTO subscriptions (id, account_id, purchase_id, plan, status, status_at, status_rank, object_at,
                                    current_period_end, cancel_at_period_end, invoice_status, invoice_at,
@@ -319,6 +324,62 @@ pub async fn update_plan(tx: &mut Tx, account: &AccountId, now: Time) -> Result<
 /// What plan the account is on, and how its subscription is.
 pub async fn standing(db: &Db, account: &AccountId) -> Result<Standing, StoreError> {
     Ok(standing_of(db.all(&OF_ACCOUNT, binds![account]).await?))
+}
+
+/// A subscription as it is compared with Stripe's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Known {
+    pub id: String,
+    pub purchase: Option<String>,
+    /// Whether its purchase's money is still to come.
+    pub waits_for_money: bool,
+    pub status: &'static str,
+    pub plan: Option<String>,
+    pub current_period_end: Option<Time>,
+    pub cancel_at_period_end: bool,
+}
+
+/// In the words of `GET /v1/billing`, what one of Stripe's comes to; and `unpaid`, which is past due there
+/// and not in force.
+pub(super) fn word_of(stripes: &str) -> &'static str {
+    word(Status::of(stripes), stripes == "unpaid")
+}
+
+fn word(status: Status, given_up: bool) -> &'static str {
+    match status {
+        Status::PastDue if given_up => "unpaid",
+        Status::PastDue => "past_due",
+        Status::Active => "active",
+        Status::Canceled => "canceled",
+        Status::Inactive => "inactive",
+    }
+}
+
+/// Those of `ids` that are known.
+pub(super) async fn known(db: &Db, ids: Rows) -> Result<Vec<Known>, StoreError> {
+    let rows: Vec<Row> = db.scan(&BY_IDS, binds![ids]).await?;
+    let known = rows.into_iter().map(|mut row| {
+        let purchase = row.purchase_status.as_deref().map_or(purchase::Status::Open, purchase::Status::parse);
+        let sold = row.purchase_plan.take();
+        let subscription = Subscription::from(row);
+        let given_up = subscription.status.as_deref() == Some("unpaid");
+        Known {
+            status: word(subscription.standing(purchase), given_up),
+            waits_for_money: purchase == purchase::Status::Processing,
+            purchase: subscription.purchase.map(|id| id.to_string()),
+            plan: subscription.plan.or(sold),
+            current_period_end: subscription.current_period_end.or(subscription.invoice_period_end),
+            cancel_at_period_end: subscription.cancel_at_period_end,
+            id: subscription.id,
+        }
+    });
+    Ok(known.collect())
+}
+
+/// The ids of subscriptions that come after `after`, at most `limit` of them.
+pub(super) async fn next_ids(db: &Db, after: &str, limit: i64) -> Result<Vec<String>, StoreError> {
+    let rows: Vec<(String,)> = db.scan(&NEXT_IDS, binds![after, limit]).await?;
+    Ok(rows.into_iter().map(|(id,)| id).collect())
 }
 
 /// Whether the account has a subscription, or will when its money has come, that another one would be

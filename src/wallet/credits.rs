@@ -303,7 +303,7 @@ async fn settle(
 
 /// How many of `credits`, bought for `amount`, stand when `reversed` of it went back: those that the
 /// rest paid for in full.
-fn standing(credits: i64, amount: i64, reversed: i64) -> i64 {
+pub fn standing(credits: i64, amount: i64, reversed: i64) -> i64 {
     if amount <= 0 {
         return credits;
     }

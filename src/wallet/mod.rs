@@ -14,6 +14,6 @@ pub mod transactions;
 
 pub use credits::{
     Credits, Grant, GrantError, PaidFor, Payment, Reversal, ReversalStatus, credits, grant, note,
-    paid_for_any, reverse, verified_any,
+    paid_for_any, reverse, standing, verified_any,
 };
 pub use tokens::{Allocation, Held, Refused, allocate, consume, held, reset};

@@ -99,7 +99,9 @@ async fn an_audit_beside_a_busy_server_finds_nothing(backend: Backend) {
     while audits < 4 || done.load(Ordering::Relaxed) < 400 {
         audits += 1;
         let summary = audit(&house.server, &[], 0).await;
-        assert!(summary.ends_with("no drift\n") && summary.lines().count() == 1, "{summary}");
+        let lines: Vec<&str> = summary.lines().collect();
+        assert!(lines.len() == 2 && lines[0].ends_with(": no drift"), "{summary}");
+        assert_eq!(lines[1], "Stripe: not compared, STRIPE_SECRET_KEY is not set");
     }
     busy.store(false, Ordering::Relaxed);
     for worker in work {
@@ -114,12 +116,13 @@ async fn what_was_tampered_with_is_printed_and_counted(backend: Backend) {
     let customer = server.customer("acme").await;
     customer.echo().await.expect(200);
     let clean: Value = serde_json::from_str(&audit(&server, &["--json"], 0).await).unwrap();
-    assert_eq!(clean, json!({"balances": 1, "skipped": 0, "drifts": 0}));
+    let stripe = json!({"compared": false, "why": "STRIPE_SECRET_KEY is not set"});
+    assert_eq!(clean, json!({"balances": 1, "skipped": 0, "drifts": 0, "stripe": stripe}));
     assert_eq!(server.metric("ledger_drift_total").await, 0.0);
     backend.execute("UPDATE balances SET posted = posted + 1").await;
     let drifts = audit(&server, &[], 1).await;
     let lines: Vec<&str> = drifts.lines().collect();
-    assert_eq!(lines.len(), 3, "{drifts}");
+    assert_eq!(lines.len(), 4, "{drifts}");
     assert!(lines[0].starts_with(&format!("spend/{}/", customer.account_id)), "{drifts}");
     assert!(lines[0].ends_with(": posted is 10000001, should be 10000000"), "{drifts}");
     assert!(lines[2].ends_with("drift in 2"), "{drifts}");

@@ -8,7 +8,8 @@ What was sent is a JSON list of {"method","path","headers","body"}, where the bo
 went over the wire; `GET /_/requests` of scripts/stripe-stand-in answers with such a list. The
 description is $TEST_STRIPE_TOOLS/stripe.com.json, which scripts/test brings. Going by its fields it is
 of early 2023, whatever date it bears, and it is in the newest version of that package. What Stripe added
-later and we use is in LATER, for as long as the description does not have it.
+later and we use is in LATER: whole paths, or further parameters of one, for as long as the description does
+not have them.
 
 Exits with 1 and a sentence for each problem, also where there was nothing to check.
 """
@@ -31,11 +32,17 @@ FORMATS = {
 # In the description's own terms, with the parameters that Stripe's library has in
 # `InvoicePaymentListParams`; tests/stripe/stand_in.mjs holds what that library sends against it.
 # https://docs.stripe.com/api/invoice-payment/list
+CREATED = {"in": "query", "name": "created", "schema": {"anyOf": [
+    {"type": "object", "properties": {edge: {"type": "integer"} for edge in ("gt", "gte", "lt", "lte")}},
+    {"type": "integer"}]}}
 LATER = {
+    # https://docs.stripe.com/api/checkout/sessions/list, `SessionListParams`
+    "/v1/checkout/sessions": {"get": {"parameters": [
+        CREATED,
+        {"in": "query", "name": "status", "schema": {"type": "string", "enum": ["complete", "expired", "open"]}},
+    ]}},
     "/v1/invoice_payments": {"get": {"parameters": [
-        {"in": "query", "name": "created", "schema": {"anyOf": [
-            {"type": "object", "properties": {edge: {"type": "integer"} for edge in ("gt", "gte", "lt", "lte")}},
-            {"type": "integer"}]}},
+        CREATED,
         {"in": "query", "name": "ending_before", "schema": {"type": "string"}},
         {"in": "query", "name": "expand", "schema": {"type": "array", "items": {"type": "string", "maxLength": 5000}}},
         {"in": "query", "name": "invoice", "schema": {"type": "string"}},
@@ -85,9 +92,13 @@ class Description:
         with open(file, encoding="utf-8") as opened:
             self.spec = json.load(opened)
         for path, methods in LATER.items():
-            if path in self.spec["paths"]:
-                sys.exit(f"check_requests.py: the description has {path} itself: take it out of LATER")
-            self.spec["paths"][path] = methods
+            for method, operation in methods.items():
+                there = self.spec["paths"].setdefault(path, {}).setdefault(method, {"parameters": []})["parameters"]
+                for parameter in operation["parameters"]:
+                    if any(known["name"] == parameter["name"] for known in there):
+                        sys.exit(f"check_requests.py: the description has {parameter['name']} of {path} itself: "
+                                 "take it out of LATER")
+                    there.append(parameter)
 
     def resolve(self, schema):
         while "$ref" in schema:
@@ -283,6 +294,11 @@ def self_test(description):
         ({**asked, "path": f"{payments}payment=pi_1"}, "an object is expected"),
         ({**asked, "path": f"{payments}payment_intent=pi_1"}, "payment_intent is not a field"),
         ({**asked, "method": "POST"}, "not with POST"),
+        ({**asked, "path": "/v1/checkout/sessions?limit=100&created[gte]=1&status=complete"}, None),
+        ({**asked, "path": "/v1/checkout/sessions?status=paid"}, 'status is "paid", not one of'),
+        ({**asked, "path": "/v1/refunds?limit=100&created[gte]=1&expand[0]=data.charge"}, None),
+        ({**asked, "path": "/v1/refunds?created[since]=1"}, "created[since] is not a field"),
+        ({**asked, "path": "/v1/events?types[0]=invoice.paid&starting_after=evt_1"}, None),
     ]:
         expect(str(change), {**customer, **change}, needle)
     if check_all(description, []) != ["there is no request to check"]:

@@ -201,6 +201,62 @@ const tests = {
     assert.equal(types().length, (await control("GET", "events")).length);
   },
 
+  async "lists, page by page"() {
+    const { id } = await stripe.customers.create({});
+    const count = 103;
+    const sessions = [];
+    for (let n = 0; n < count; n++) sessions.push((await stripe.checkout.sessions.create(credits(id, 1000))).id);
+    const { object } = await control("POST", `sessions/${sessions[0]}/pay`);
+    const { object: subscribed } = await control(
+      "POST",
+      `sessions/${(await stripe.checkout.sessions.create(subscription(id))).id}/pay`,
+    );
+    await control("POST", "refund", { payment_intent: object.payment_intent, amount: 300 });
+    await control("POST", "dispute", { payment_intent: object.payment_intent });
+    types();
+
+    const page = await stripe.checkout.sessions.list({ customer: id, limit: 100 });
+    assert.deepEqual([page.data.length, page.has_more, page.url], [100, true, "/v1/checkout/sessions"]);
+    assert.equal((await stripe.checkout.sessions.list({ customer: id })).data.length, 10);
+    const all = await stripe.checkout.sessions.list({ customer: id, limit: 100 }).autoPagingToArray({ limit: 1000 });
+    assert.deepEqual(all.slice(1).map((session) => session.id), sessions.toReversed());
+    const complete = await stripe.checkout.sessions.list({ customer: id, status: "complete" });
+    assert.deepEqual(complete.data.map((session) => session.id), [subscribed.id, sessions[0]]);
+    const later = { created: { gte: Math.floor(Date.now() / 1000) + 60 } };
+    assert.deepEqual((await stripe.checkout.sessions.list({ customer: id, ...later })).data, []);
+
+    const { payment_intent } = object;
+    const [charge] = (await stripe.charges.list({ payment_intent })).data;
+    assert.equal((await stripe.charges.retrieve(charge.id)).amount_refunded, 300);
+    const [refund] = (await stripe.refunds.list({ payment_intent, expand: ["data.charge"] })).data;
+    assert.deepEqual([refund.amount, refund.charge.id, refund.charge.amount_refunded], [300, charge.id, 300]);
+    assert.equal((await stripe.refunds.list({ payment_intent })).data[0].charge, charge.id);
+    const [dispute] = (await stripe.disputes.list({ payment_intent })).data;
+    assert.equal((await stripe.disputes.retrieve(dispute.id)).status, "needs_response");
+    const [invoice] = (await stripe.invoices.list({ customer: id, status: "paid" })).data;
+    assert.equal((await stripe.invoices.retrieve(invoice.id)).amount_paid, 1000);
+    const live = () => stripe.subscriptions.list({ customer: id });
+    assert.deepEqual((await live()).data.map((one) => [one.id, one.status]), [[subscribed.subscription, "active"]]);
+    await control("POST", `subscriptions/${subscribed.subscription}/cancel`);
+    assert.deepEqual((await live()).data, []);
+    assert.equal((await stripe.subscriptions.list({ customer: id, status: "all" })).data.length, 1);
+    assert.equal((await stripe.subscriptions.retrieve(subscribed.subscription)).status, "canceled");
+    const told = await stripe.events.list({ types: ["charge.refunded", "charge.dispute.created"], ...{ limit: 2 } });
+    assert.deepEqual(told.data.map((event) => event.data.object.id), [dispute.id, charge.id]);
+
+    await refused(stripe.checkout.sessions.list({ limit: 101 }), { param: "limit" });
+    await refused(stripe.checkout.sessions.list({ starting_after: "cs_none" }), { param: "starting_after" });
+    await refused(stripe.invoices.list({ state: "paid" }), { code: "parameter_unknown" });
+    await refused(stripe.charges.retrieve("ch_none"), { statusCode: 404, code: "resource_missing" });
+    const asked = (await control("GET", "requests")).filter(({ method, status }) => method === "GET" && status === 200);
+    checkRequests(asked.map(({ method, path, headers, body }) => ({ method, path, headers, body })));
+
+    await control("POST", "age", { seconds: 3600 });
+    const old = await stripe.events.list({ created: { gte: Math.floor(Date.now() / 1000) - 1800 } });
+    assert.deepEqual(old.data, []);
+    types();
+  },
+
   async "payments that take days, and sessions that expire"() {
     const { id } = await stripe.customers.create({});
     const start = async () => (await stripe.checkout.sessions.create(credits(id, 1000))).id;

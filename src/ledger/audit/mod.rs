@@ -13,7 +13,8 @@
 //!
 //! Not checked: how many `calls` are behind a balance; windows that no limit counts on any more, such as
 //! those of a plan's earlier version, which nothing moves along; that an allocation's credits are worth what
-//! was taken for them, since the value of a credit may have changed; and Stripe's own books.
+//! was taken for them, since the value of a credit may have changed; and Stripe's own books, which
+//! [`crate::stripe::audit`] compares.
 //!
 //! # Failure behavior
 //!
