@@ -18,6 +18,7 @@ pub mod payment;
 pub mod plan;
 pub mod quota;
 pub mod rate;
+pub mod retention;
 pub mod spell;
 pub mod store;
 pub mod stripe;

@@ -112,7 +112,7 @@ pub async fn audit(db: &Db) -> Result<Report, StoreError> {
     Ok(report)
 }
 
-async fn audit_in(tx: &mut Tx) -> Result<Report, StoreError> {
+pub(super) async fn audit_in(tx: &mut Tx) -> Result<Report, StoreError> {
     let (balances, windows): (i64, i64) = tx.one(&AUDITED, vec![]).await?;
     let mut drifts = differences::all(tx).await?;
     let recomputed = windows::recompute(tx).await?;
