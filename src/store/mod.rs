@@ -14,6 +14,8 @@
 mod dialect;
 mod migrate;
 #[cfg(test)]
+mod plans;
+#[cfg(test)]
 pub mod testing;
 #[cfg(test)]
 mod tests;
