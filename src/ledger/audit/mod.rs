@@ -11,6 +11,9 @@
 //! balance would need either that index or the whole table per page. Windows alone are recomputed in pages,
 //! since a calendar tells where they end, and by the index that a cast sums them up by.
 //!
+//! Where old casts have left with their lines, closings stand for both (`ledger::closing`): among a balance's lines,
+//! and among what its casts cost. So these checks are as exact for days of which nothing else is left.
+//!
 //! Not checked: how many `calls` are behind a balance; windows that no limit counts on any more, such as
 //! those of a plan's earlier version, which nothing moves along; that an allocation's credits are worth what
 //! was taken for them, since the value of a credit may have changed; and Stripe's own books.

@@ -21,8 +21,8 @@
 //!
 //! One transaction closes so many at most ([`AT_A_TIME`]), or nothing. It locks no account: lines are only added,
 //! and the one row that says that lines may leave keeps any other who closes waiting. A hold that is settled
-//! late while it leaves is written anew, with the line that its settlement adds. Walks may be stopped anywhere,
-//! and go on at the next one.
+//! late while it leaves is written anew, with the line that its settlement adds; a cast's own hold is not, since no
+//! process runs a cast for as long as everything is kept. Walks may be stopped anywhere; the next one goes on.
 
 #[cfg(test)]
 mod tests;
