@@ -26,7 +26,7 @@ use crate::{
     ledger::{Ledger, audit, sweeper},
     plan,
     rate::Limiter,
-    reply,
+    reply, retention,
     spell::{Spells, upstream::Upstream},
     store::{Db, PATIENCE, StoreError},
     stripe::Stripe,
@@ -156,6 +156,10 @@ impl Application {
             .config
             .audit_every
             .map(|every| audit::start(state.db.clone(), state.metrics.clone(), every));
+        let retaining = state
+            .config
+            .retention_days
+            .map(|days| retention::start(state.db.clone(), state.metrics.clone(), days));
         let flushing = tokio::spawn(keep_flushing(state.identity.clone()));
         let signals = tokio::spawn(stop_on_signal(server.handle()));
         tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
@@ -163,7 +167,7 @@ impl Application {
         let ending = async {
             state.pipeline.tasks.close();
             state.pipeline.tasks.wait().await;
-            for task in [setup, sweeping, flushing, signals].into_iter().chain(auditing) {
+            for task in [setup, sweeping, flushing, signals].into_iter().chain(auditing).chain(retaining) {
                 task.abort();
                 let _ = task.await;
             }

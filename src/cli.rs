@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
+use jiff::civil::Date;
 use secrecy::ExposeSecret;
 
 use crate::{
@@ -11,6 +12,7 @@ use crate::{
     identity::Identity,
     inbox::{self, Delivery, Inbox, StoredEvent, Verdict},
     ledger::audit,
+    retention,
     store::{Db, StoreError, statements},
     stripe::{
         Stripe,
@@ -18,6 +20,7 @@ use crate::{
     },
     telemetry::Metrics,
     webhooks,
+    window::midnight,
 };
 
 /// A spend-control platform: keys, budgets that stop, prepaid credits and plans in front of anything
@@ -36,6 +39,16 @@ pub enum Command {
     /// See to events of Stripe and of the payment service that failed, or that matched nothing of ours
     #[command(subcommand)]
     Webhooks(Webhooks),
+    /// Remove what is older than RETENTION_DAYS, beside servers that run: casts, ended holds, their lines of the
+    /// ledger, and the bodies of events that are done with; see docs/retention.md. What was spent by day stays
+    Prune {
+        /// Only print what would leave, at most
+        #[arg(long)]
+        dry_run: bool,
+        /// Remove what is older than 00:00 UTC of this date (2026-01-31) instead, 35 days ago or earlier
+        #[arg(long)]
+        before: Option<Date>,
+    },
     /// Recompute every balance from its lines and open holds, beside servers that run, compare with Stripe
     /// what was bought there, and print what differs; ends with 0 if nothing does, with 1 if something
     /// does, with 2 if it could not be told
@@ -99,6 +112,10 @@ pub enum CommandError {
     NotThere(usize),
     #[error("Stripe could not be compared: {0}")]
     NotCompared(String),
+    #[error("RETENTION_DAYS is not set, so that everything is kept; name a date with --before")]
+    NoLine,
+    #[error("--before must be {} days ago or earlier", retention::LEAST_DAYS)]
+    TooLate,
     #[error("DATABASE_URL names a database without a single account, which no server has ever used")]
     NothingToAudit,
 }
@@ -205,6 +222,35 @@ fn summary(books: &audit::Report, compared: &Compared, drifts: usize) -> serde_j
     stripe["compared"] = done.into();
     summary["stripe"] = stripe;
     summary
+}
+
+/// Runs `spell-platform prune`. Must be called inside a tokio runtime.
+pub async fn prune(config: &Config, dry_run: bool, before: Option<Date>) -> Result<(), CommandError> {
+    let db = Db::open(config.database_url.expose_secret()).map_err(CommandError::Database)?;
+    db.migrate().await?;
+    let now = db.now().await?;
+    let before = match (before.map(midnight), config.retention_days) {
+        (Some(before), _) if before > retention::line(now, retention::LEAST_DAYS) => {
+            return Err(CommandError::TooLate);
+        }
+        (Some(before), _) => before,
+        (None, Some(days)) => retention::line(now, days),
+        (None, None) => return Err(CommandError::NoLine),
+    };
+    if dry_run {
+        println!("older than {before}: at most {}", retention::count(&db, before).await?);
+    } else {
+        let removed = retention::pass(&db, before, &Metrics::new()).await?;
+        println!("older than {before}: removed {removed}");
+        if removed.stay > 0 {
+            println!(
+                "{} casts and holds stay, which do not agree with the books or have not ended",
+                removed.stay
+            );
+        }
+    }
+    db.close().await;
+    Ok(())
 }
 
 async fn list(db: &Db, status: Option<&str>) -> Result<(), CommandError> {

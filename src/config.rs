@@ -17,7 +17,7 @@ use crate::{
     identity::{jwt, key},
     money::{NANOS_PER_CENT, Nanos},
     payment::signature::Keys,
-    plan,
+    plan, retention,
     wallet::purchase::settings::{self as purchase, Purchases},
 };
 
@@ -49,6 +49,7 @@ struct Environment {
     allow_wallet_reset: Option<String>,
     metrics_per_user: Option<String>,
     audit_interval_seconds: Option<String>,
+    retention_days: Option<String>,
     bootstrap_api_key: Option<String>,
     host: Option<String>,
     port: Option<String>,
@@ -84,6 +85,8 @@ pub struct Config {
     pub metrics_per_user: bool,
     /// How often the server audits its books; `None`: never by itself.
     pub audit_every: Option<Duration>,
+    /// After how many whole days casts, holds, their lines and events' bodies leave; `None`: never.
+    pub retention_days: Option<u16>,
     pub bootstrap_api_key: Option<SecretString>,
     pub host: IpAddr,
     pub port: u16,
@@ -289,6 +292,12 @@ impl Config {
                     _ => Err("must be a whole number of seconds up to 31536000; 0 for never"),
                 },
             ),
+            retention_days: problems.read("RETENTION_DAYS", given.retention_days, None, |text| {
+                match text.parse() {
+                    Ok(days @ retention::LEAST_DAYS..=36_500) => Ok(Some(days)),
+                    _ => Err("must be a whole number of days from 35 to 36500"),
+                }
+            }),
             bootstrap_api_key: problems.read("BOOTSTRAP_API_KEY", given.bootstrap_api_key, None, |text| {
                 match key::could_be(text) {
                     true => Ok(Some(SecretString::from(text))),
@@ -319,7 +328,7 @@ impl Config {
 }
 
 impl Environment {
-    const KNOWN: [&str; 37] = [
+    const KNOWN: [&str; 38] = [
         "DATABASE_URL",
         "REDIS_URL",
         "STRIPE_SECRET_KEY",
@@ -345,6 +354,7 @@ impl Environment {
         "ALLOW_WALLET_RESET",
         "METRICS_PER_USER",
         "AUDIT_INTERVAL_SECONDS",
+        "RETENTION_DAYS",
         "BOOTSTRAP_API_KEY",
         "HOST",
         "PORT",
@@ -457,6 +467,7 @@ mod tests {
         assert_eq!((config.host.to_string(), config.port), ("127.0.0.1".to_owned(), 8080));
         assert_eq!((config.rate_limit_per_minute, config.rate_limit_anon_per_minute), (60, 10));
         assert_eq!(config.cost_per_cast, Nanos(10_000_000));
+        assert_eq!(config.retention_days, None, "everything is kept");
         let billing = config.billing;
         assert_eq!(billing.missing(), ["STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET"]);
         assert_eq!((billing.default_plan.as_str(), billing.currency.as_str()), ("free", "usd"));
@@ -487,6 +498,7 @@ mod tests {
             ("JWT_PUBLIC_KEY", "hunter2"),
             ("JWKS_URL", "http://hunter2.example/keys"),
             ("UPSTREAM_ALLOW_PRIVATE", "perhaps"),
+            ("RETENTION_DAYS", "34"),
             ("BOOTSTRAP_API_KEY", "hunter2"),
             ("HOST", "hunter2"),
             ("PORT", "65536"),

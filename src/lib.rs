@@ -19,6 +19,7 @@ pub mod plan;
 pub mod quota;
 pub mod rate;
 pub mod reply;
+pub mod retention;
 pub mod spell;
 pub mod store;
 pub mod stripe;

@@ -29,6 +29,12 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(problem) => failed("could not do that", &problem),
         },
+        Some(Command::Prune { dry_run, before }) => {
+            match runtime.block_on(cli::prune(&config, dry_run, before)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(problem) => failed("could not do that", &problem),
+            }
+        }
         Some(Command::Audit(asked)) => match runtime.block_on(cli::audit(&config, &asked)) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use tokio::{sync::Semaphore, time::timeout};
 
-use super::{Delivery, Incoming, Source, Verdict};
+use super::{Content, Delivery, Incoming, Source, Verdict};
 use crate::{
     clock::Clock,
     identity::Identity,
@@ -121,12 +121,14 @@ impl Inbox {
     }
 
     /// A stored event's body and signature.
-    pub async fn content(
-        &self,
-        source: Source,
-        id: &str,
-    ) -> Result<Option<(String, Option<String>)>, StoreError> {
+    pub async fn content(&self, source: Source, id: &str) -> Result<Option<Content>, StoreError> {
         super::content(&self.db, source, id).await
+    }
+
+    /// What a replay comes to of an event whose body has left.
+    pub async fn without_body(&self, source: Source, id: &str) -> Result<Option<Delivery>, StoreError> {
+        let why = "it has no body: that leaves after RETENTION_DAYS";
+        self.apply(source, id, true, async |_: &mut Tx| Ok(Verdict::Refused(why.to_owned()))).await
     }
 }
 

@@ -24,7 +24,21 @@ causes! {
     /// Of lines that move `posted`: what was spent, and what of it was given back. What undoes a transfer
     /// has the transfer's own causes, with the other sign.
     POSTING, posting:
-        "charge", "post", "lost", "reversal", "allocation", "consumption", "debit"
+        "charge", "post", "lost", "reversal", "allocation", "consumption", "debit", "closing"
+}
+
+/// Of a line that stands for others of its balance, which have left.
+pub const CLOSING: &str = "closing";
+
+causes! {
+    /// Of the lines that a cast or a hold leaves behind: with it, they leave by a closing. Both databases'
+    /// triggers have the same list.
+    CLOSABLE, closable: "charge", "post", "lost", "reversal"
+}
+
+/// Whether a line of that cause may leave by a closing.
+pub fn can_be_closed(cause: &str) -> bool {
+    CLOSABLE.contains(&cause)
 }
 
 /// Whether a line of that cause moves `granted`.
@@ -46,6 +60,20 @@ mod tests {
     #[test]
     fn a_cause_moves_one_total() {
         assert!(GRANTING.iter().all(|cause| !posts(cause)));
+        assert!(
+            posts(CLOSING) && CLOSABLE.iter().all(|cause| posts(cause)),
+            "a closing moves what it stands for"
+        );
+    }
+
+    #[test]
+    fn the_triggers_let_those_lines_leave_that_can_be_closed() {
+        let list = format!("OLD.cause NOT IN {}", closable!().replace(')', &format!(", '{CLOSING}')")));
+        for folder in ["sqlite", "postgres"] {
+            let migration = format!("migrations/{folder}/0005_retention.sql");
+            let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(migration)).unwrap();
+            assert_eq!(text.matches(&list).count(), 1, "{folder} has not {list}");
+        }
     }
 
     fn sources(folder: &Path, visit: &mut impl FnMut(&str)) {

@@ -2,12 +2,14 @@
 //!
 //! `decide` is the rules, pure; `load` reads what a batch touches and `apply` carries the rules out on
 //! it, inside a transaction; `writer` batches what
-//! casts ask into few transactions; `sweeper` ends the holds nobody ended; `audit` recomputes it all.
+//! casts ask into few transactions; `sweeper` ends the holds nobody ended; `audit` recomputes it all;
+//! `closing` lets what is old leave.
 
 mod apply;
 pub mod audit;
 mod balance;
 mod cause;
+pub mod closing;
 mod decide;
 pub mod hold;
 pub mod idempotency;

@@ -232,7 +232,8 @@ async fn of_what_anybody_can_send_so_much_is_kept_and_no_more() {
         assert_eq!((world.counted("bad_signature"), world.counted("dropped")), (3, 6));
         // One that is kept is there, however often it comes.
         let [newest, ..] = &world.open().await[..] else { panic!("none is kept") };
-        let (body, _) = world.inbox.content(Source::Payment, &newest.id).await.unwrap().unwrap();
+        let (body, _) =
+            world.inbox.content(Source::Payment, &newest.id).await.unwrap().unwrap().expect("its body");
         send(body).await.unwrap_err();
         assert_eq!((world.counted("bad_signature"), world.counted("dropped")), (4, 6));
         // What is well signed is kept all the same.

@@ -14,6 +14,8 @@
 mod dialect;
 mod migrate;
 #[cfg(test)]
+mod plans;
+#[cfg(test)]
 pub mod testing;
 #[cfg(test)]
 mod tests;
@@ -34,7 +36,11 @@ use sqlx::{
     postgres::{PgConnectOptions, PgRow},
     sqlite::SqliteRow,
 };
-use tokio::{runtime::Handle, sync::Semaphore, time::Instant};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, SemaphorePermit},
+    time::Instant,
+};
 
 pub use dialect::Backend;
 pub use transaction::Tx;
@@ -55,6 +61,8 @@ pub const BEYOND_IDS: &str = "zzzz";
 /// A statement in the text that both databases share, with `{tokens}` for the few places where they
 /// differ (see [`dialect`]). Declared through [`statements!`].
 pub struct Statement {
+    /// Its module and its own name, where it was declared.
+    pub name: &'static str,
     text: &'static str,
     sqlite: OnceLock<&'static str>,
     postgres: OnceLock<&'static str>,
@@ -62,7 +70,11 @@ pub struct Statement {
 
 impl Statement {
     pub const fn new(text: &'static str) -> Statement {
-        Statement { text, sqlite: OnceLock::new(), postgres: OnceLock::new() }
+        Statement::named("", text)
+    }
+
+    pub const fn named(name: &'static str, text: &'static str) -> Statement {
+        Statement { name, text, sqlite: OnceLock::new(), postgres: OnceLock::new() }
     }
 
     /// The text as `backend` wants it; rendered once per statement and kept.
@@ -81,7 +93,8 @@ inventory::collect!(&'static Statement);
 macro_rules! statements {
     ($($(#[$meta:meta])* $vis:vis $name:ident = $text:expr;)+) => {$(
         $(#[$meta])*
-        $vis static $name: $crate::store::Statement = $crate::store::Statement::new($text);
+        $vis static $name: $crate::store::Statement =
+            $crate::store::Statement::named(concat!(module_path!(), "::", stringify!($name)), $text);
         inventory::submit! { &$name }
     )+};
 }
@@ -364,6 +377,12 @@ impl Db {
         };
         let late = || StoreError::Unavailable(format!("not done within {} ms", PATIENCE.as_millis()));
         tokio::time::timeout(PATIENCE, Box::pin(attempts)).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// A turn like that of an effect, for whoever writes in the background: to be held until it is done.
+    pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // There is always one in the end: they are never closed.
+        self.effects.acquire().await.ok()
     }
 
     /// A transaction that only reads: every statement of it sees the same books.

@@ -19,6 +19,9 @@ pub const CAST_STATUSES: [&str; 6] =
 pub const PAYMENT_RESULTS: [&str; 7] =
     ["applied", "duplicate", "refused", "bad_signature", "dropped", "failed", "disabled"];
 
+/// Where what is old leaves from, for the `table` label.
+pub const RETENTION_TABLES: [&str; 4] = ["casts", "holds", "entries", "webhook_events"];
+
 /// All metrics of this process; one per [`crate::app::App`], so that tests do not share them.
 pub struct Metrics {
     registry: Registry,
@@ -35,6 +38,7 @@ pub struct Metrics {
     pub ledger_drift: IntCounter,
     pub ledger_batches: IntCounter,
     pub ledger_operations: IntCounter,
+    pub retention_removed: IntCounterVec,
     pub quota_debits: IntCounterVec,
     pub quota_credits: IntCounter,
     quota_remaining: IntGaugeVec,
@@ -110,6 +114,16 @@ impl Metrics {
             ),
             ledger_batches: counter("ledger_batches_total", "Transactions of the ledger's writer."),
             ledger_operations: counter("ledger_operations_total", "Operations in those transactions."),
+            retention_removed: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "retention_removed_total",
+                        "Rows that were removed because they were old; of webhook_events, bodies.",
+                    ),
+                    &["table"],
+                ),
+            ),
             quota_debits: register(
                 &registry,
                 IntCounterVec::new(
@@ -137,6 +151,9 @@ impl Metrics {
         metrics.stripe_webhooks.with_label_values(&["other", "disabled"]);
         for result in PAYMENT_RESULTS {
             metrics.payment_webhooks.with_label_values(&[result]);
+        }
+        for table in RETENTION_TABLES {
+            metrics.retention_removed.with_label_values(&[table]);
         }
         for result in ["ok", "fail"] {
             metrics.quota_debits.with_label_values(&[result]);
@@ -201,6 +218,7 @@ mod tests {
             "billing_deduct_total{result=\"fail\"} 0",
             "billing_credit_total 0",
             "ledger_drift_total 0",
+            "retention_removed_total{table=\"entries\"} 0",
             "billing_quota_remaining{type=\"chat\",user_id=\"\"} 0",
             "stripe_webhook_total{result=\"disabled\",type=\"other\"} 0",
             "payment_webhook_total{result=\"dropped\"} 0",

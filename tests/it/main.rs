@@ -34,6 +34,7 @@ mod quota_load;
 mod rate;
 mod readme;
 mod replicas;
+mod retention;
 mod startup;
 mod stripe_audit;
 mod stripe_events;

@@ -79,9 +79,13 @@ statements! {
         SELECT balance_id AS subject, 1 AS stored, 0 AS expected FROM entries
         WHERE amount <> 0
           AND NOT EXISTS (SELECT 1 FROM balances WHERE id = balance_id AND kind <> 'window')");
-    // A cast has its cost; what was settled from outside has no cast, but a hold that tells.
+    // A cast has its cost; what was settled from outside has no cast, but a hold that tells. Those that left took
+    // their lines along, for which the balance's closing stands.
     SPENT = compared!("
         SELECT id AS subject, posted AS stored, 0 AS expected FROM balances WHERE kind = 'spend'
+        UNION ALL
+        SELECT balance_id, 0, amount FROM entries
+        WHERE cause = 'closing' AND balance_id LIKE 'spend/%'
         UNION ALL
         SELECT COALESCE(spend.id, casts.id), 0, casts.cost FROM casts", spend_of!("casts", "created_at"), "
         WHERE casts.cost <> 0
@@ -107,10 +111,22 @@ statements! {
                     ELSE reference END,
                0, CASE WHEN reference LIKE '%/undone' THEN -1 ELSE 1 END
         FROM entries WHERE cause = 'allocation'");
+    // A balance has one for a day, under one of two names: two would stand for the same lines twice.
+    CLOSINGS = compared!("
+        SELECT balance_id AS subject, 1 AS stored, 0 AS expected FROM entries WHERE cause = 'closing'
+        UNION ALL
+        SELECT balance_id, 0, 1 FROM (
+            SELECT DISTINCT balance_id, created_at / 86400000 AS day FROM entries
+            WHERE cause = 'closing' AND reference IN ('closing/' || (created_at / 86400000) || '/0',
+                                                      'closing/' || (created_at / 86400000) || '/1')
+        ) AS days");
+    // Lines can be removed only while it is set, which is seen by nobody but who closes lines.
+    LEFT_OPEN = compared!("
+        SELECT name AS subject, 1 AS stored, 0 AS expected FROM retention WHERE closing");
 }
 
 /// What is compared, in words, and by which statement.
-static CHECKS: [(&str, &Statement); 9] = [
+static CHECKS: [(&str, &Statement); 11] = [
     ("posted", &POSTED),
     ("granted", &GRANTED),
     ("pending", &PENDING),
@@ -120,6 +136,8 @@ static CHECKS: [(&str, &Statement); 9] = [
     ("granted, by what stands of its grants", &GRANTS),
     ("tokens consumed, by transactions", &CONSUMED),
     ("allocations, by transactions", &ALLOCATED),
+    ("closings", &CLOSINGS),
+    ("leave to remove lines", &LEFT_OPEN),
 ];
 
 #[derive(sqlx::FromRow)]

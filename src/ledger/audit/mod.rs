@@ -11,6 +11,9 @@
 //! balance would need either that index or the whole table per page. Windows alone are recomputed in pages,
 //! since a calendar tells where they end, and by the index that a cast sums them up by.
 //!
+//! Where old casts have left with their lines, closings stand for both (`ledger::closing`): among a balance's lines,
+//! and among what its casts cost. So these checks are as exact for days of which nothing else is left.
+//!
 //! Not checked: how many `calls` are behind a balance; windows that no limit counts on any more, such as
 //! those of a plan's earlier version, which nothing moves along; that an allocation's credits are worth what
 //! was taken for them, since the value of a credit may have changed; and Stripe's own books, which
@@ -113,7 +116,7 @@ pub async fn audit(db: &Db) -> Result<Report, StoreError> {
     Ok(report)
 }
 
-async fn audit_in(tx: &mut Tx) -> Result<Report, StoreError> {
+pub(super) async fn audit_in(tx: &mut Tx) -> Result<Report, StoreError> {
     let (balances, windows): (i64, i64) = tx.one(&AUDITED, vec![]).await?;
     let mut drifts = differences::all(tx).await?;
     let recomputed = windows::recompute(tx).await?;
