@@ -48,9 +48,9 @@ statements! {
     GRANTS = concat!(grant!(), " WHERE reference IN (SELECT given.value ->> 0 FROM {rows})");
     NEXT_GRANTS = concat!(grant!(), "
         WHERE reference > $1 AND created_at >= $2 ORDER BY reference LIMIT $3");
-    GRANTS_OF = concat!(grant!(), "
-        WHERE payment_intent = $2 OR invoice_id = $3
-           OR charge_id IN (SELECT given.value ->> 0 FROM {rows})");
+    // In two parts, each by its indexes.
+    GRANTS_OF = concat!(grant!(), " WHERE payment_intent = $2 OR invoice_id = $3
+        UNION ", grant!(), " WHERE charge_id IN (SELECT given.value ->> 0 FROM {rows})");
     BACK = concat!(back!(), " WHERE id IN (SELECT given.value ->> 0 FROM {rows})");
     BACK_OF = concat!(back!(), " WHERE payment_intent = $1 OR charge_id = $2 OR invoice_id = $3");
     NEXT_BACK = concat!(back!(), "
