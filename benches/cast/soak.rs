@@ -13,13 +13,13 @@ use crate::{
 };
 
 const EVERY: Duration = Duration::from_secs(2);
-/// Caches fill and threads come up within it: at most a tenth of the run.
+/// Caches fill and threads come up within it, SQLite's 64 MB of pages last; at most half of the run.
 const WARM_UP_SECONDS: f64 = 60.0;
 
 pub async fn run(services: &Services, settings: &Settings, seconds: u64) -> bool {
     // Steady, and so that ten minutes of it fit on the disk.
     let rate = number("BENCH_RATE", 5_000) as u32;
-    let warm_up = WARM_UP_SECONDS.min(seconds as f64 / 10.0);
+    let warm_up = WARM_UP_SECONDS.min(seconds as f64 / 2.0);
     let mut faults = Faults::default();
     let mut flat = true;
     println!(
