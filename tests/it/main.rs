@@ -14,6 +14,9 @@ mod casts;
 mod concurrency;
 mod crash;
 mod credits;
+#[path = "../../benches/cast/figures/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "it is the benchmark's, which has no tests of its own")]
+mod figures;
 mod holds;
 mod idempotency;
 mod input;
