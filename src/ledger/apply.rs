@@ -187,7 +187,8 @@ impl Working {
                 (cast.as_str(), self.spend(request, spending, &operation))
             }
             Undone::Hold { id } => {
-                let operation = Operation::Void { id: id.clone(), late: true };
+                // Nobody was told of it, so that nobody but the sweeper can have ended it.
+                let operation = Operation::Unhold { id: id.clone() };
                 (id.as_str(), self.end_hold(request, id, None, &operation))
             }
             Undone::Transfer(transfer) => return self.take_back(request, transfer),

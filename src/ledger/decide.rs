@@ -55,6 +55,8 @@ pub enum Operation {
     Expire { id: HoldId, charge: bool },
     /// Moves an open hold's expiry.
     Extend { id: HoldId, expires_at: Time },
+    /// Undoes a hold that was made but never answered, also if it was lost and paid for meanwhile.
+    Unhold { id: HoldId },
     /// Undoes a charge that was booked but never answered.
     Reverse { reference: String, legs: Vec<Leg> },
     /// Grants on balances, then takes from balances, then sees that no group of them holds too much.
@@ -185,6 +187,24 @@ pub fn decide(books: &mut Books, operation: &Operation, now: Time, entries: &mut
                 }
                 HoldState::Open => Decision::EndedOtherwise(HoldState::Expired),
                 ended => Decision::EndedOtherwise(ended),
+            }
+        }
+        Operation::Unhold { id } => {
+            let Some(hold) = books.holds.get(id).cloned() else { return Decision::Nothing };
+            match hold.state {
+                HoldState::Open => release(books, id, hold, HoldState::Voided),
+                HoldState::Posted { amount, .. } => {
+                    let back = hold.legs.iter().map(|leg| Leg { amount: -amount, ..leg.clone() });
+                    // What was lost was no call.
+                    let decision =
+                        book(books, entries, id.as_str(), "reversal", &back.collect::<Vec<_>>(), 0);
+                    if decision == Decision::Applied {
+                        books.holds.insert(id.clone(), Hold { state: HoldState::Voided, ..hold });
+                    }
+                    decision
+                }
+                HoldState::Voided => Decision::Repeated,
+                HoldState::Expired => Decision::EndedOtherwise(HoldState::Expired),
             }
         }
         Operation::Reverse { reference, legs } => {

@@ -16,6 +16,8 @@ pub mod idempotency;
 mod load;
 pub mod reference;
 mod request;
+#[cfg(test)]
+mod simulation;
 mod subject;
 pub mod sweeper;
 #[cfg(test)]

@@ -22,7 +22,8 @@ static ADD_ACCOUNT: Statement =
     Statement::new("INSERT INTO accounts (id, name, suspended, created_at) VALUES ($1, 'a', false, 0)");
 static SPEND: Statement = Statement::new(
     "SELECT b.id, b.posted, b.pending, b.calls, CAST(COALESCE(SUM(e.amount), 0) AS BIGINT),
-            CAST(COALESCE(SUM(CASE WHEN e.cause = 'reversal' THEN -1 WHEN e.cause IS NULL OR e.cause = 'lost' THEN 0 ELSE 1 END), 0) AS BIGINT)
+            CAST(COALESCE(SUM(CASE WHEN e.cause = 'reversal' AND e.reference LIKE 'cast%' THEN -1
+                                   WHEN e.cause IS NULL OR e.cause IN ('lost', 'reversal') THEN 0 ELSE 1 END), 0) AS BIGINT)
      FROM balances b LEFT JOIN entries e ON e.balance_id = b.id
      WHERE b.kind = 'spend' GROUP BY b.id, b.posted, b.pending, b.calls",
 );
@@ -353,6 +354,40 @@ async fn what_nobody_was_answered_is_undone() {
         }
         assert_eq!(ledger.ask(held).await, Ok(Outcome::Done), "there is room again, and the key is free");
         check(&db, &accounts).await;
+    })
+    .await;
+}
+
+/// The lane may find out about its commit only after another replica took the hold for lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_was_answered_is_undone_also_if_it_was_lost_and_charged() {
+    each_backend(|db| async move {
+        let accounts = accounts(&db, 1).await;
+        put(&db, &accounts[0], Scope::Account, Period::Daily, 10).await;
+        let (ledger, _) = Ledger::start(db.clone(), Arc::new(Metrics::new()));
+        for held_for in [HeldFor::External, HeldFor::Cast] {
+            let keyed = Keyed { key: "k".to_owned(), request_hash: "h".to_owned() };
+            let (id, mut held) = hold(&accounts[0], NOON, "key_a", "echo", 10, 1_000);
+            if let Action::Hold(hold) = &mut held.action {
+                (hold.held_for, hold.on_lost, hold.keyed) = (held_for, OnLost::Charge, Some(keyed.clone()));
+            }
+            assert_eq!(ledger.ask(held.clone()).await, Ok(Outcome::Done));
+            let clock = crate::clock::Clock::manual(Time(NOON.0 + 1_000));
+            super::sweeper::sweep(&db, &clock, &ledger, |_| lost()).await.unwrap();
+            assert_eq!(ledger.ask(held).await, Ok(Outcome::Replayed(lost())), "it was charged");
+            for _ in 0..2 {
+                let undone = Undone::Hold { id: id.clone() };
+                let action = Action::Undo { undone, keyed: Some(keyed.clone()) };
+                let undo = Request { account: accounts[0].clone(), at: NOON, action };
+                let Ok(Outcome::Hold(row)) = ledger.ask(undo).await else { panic!("it is not undone") };
+                assert_eq!(row.state, HoldState::Voided);
+            }
+            check(&db, &accounts).await;
+        }
+        let rows = db.all::<(String, i64, i64)>(&CASTS, vec![]).await.unwrap();
+        assert_eq!(rows, [("FAILED".to_owned(), 1, 0)]);
+        let again = charge(&accounts[0], NOON, "key_a", "echo", 10);
+        assert_eq!(ledger.ask(again).await, Ok(Outcome::Done), "there is room again");
     })
     .await;
 }

@@ -14,7 +14,8 @@
 //! writing batch leaves its id in `batches`, and the next attempt first tries to leave the same id.
 //! If that is there, or comes to be there because the lost transaction was still under way, the
 //! batch was committed and is not run again. What was then committed for a caller who had already
-//! been told "unavailable" is undone, unless an idempotency key keeps its answer. (A process killed
+//! been told "unavailable" is undone, unless an idempotency key keeps its answer; a hold also if another
+//! replica took it for lost in the meantime, and charged it. (A process killed
 //! between such a commit and its undoing leaves the charge.)
 
 use std::{

@@ -16,6 +16,8 @@ mod migrate;
 #[cfg(test)]
 mod plans;
 #[cfg(test)]
+pub mod simulated;
+#[cfg(test)]
 pub mod testing;
 #[cfg(test)]
 mod tests;
@@ -242,6 +244,8 @@ pub struct Db {
     effects: Arc<Semaphore>,
     /// Where connections live: one that was made on an HTTP worker's own runtime would end with it.
     runtime: Handle,
+    #[cfg(test)]
+    simulated: Option<simulated::Simulated>,
 }
 
 /// Writers and readers wait apart from each other, so that no number of reads holds up a cast.
@@ -286,6 +290,8 @@ impl Db {
             long_reads: Arc::new(Semaphore::new(LONG_READS)),
             effects: Arc::new(Semaphore::new(EFFECTS)),
             runtime: Handle::current(),
+            #[cfg(test)]
+            simulated: None,
         })
     }
 
@@ -447,6 +453,10 @@ impl Db {
         if !self.migrated.load(Ordering::Acquire) {
             return Err(StoreError::Unavailable("its schema is not ready yet".to_owned()));
         }
+        #[cfg(test)]
+        if let Some(simulated) = &self.simulated {
+            return Box::pin(simulated.lease(purpose, deadline)).await;
+        }
         let mut acquire = Box::pin(async {
             Ok(match &self.pools {
                 Pools::Sqlite { write, read, long_read } => Connection::Sqlite(match purpose {
@@ -469,6 +479,11 @@ impl Db {
             acquire.as_mut().poll(context)
         });
         let connection = within(deadline, on_our_runtime).await?;
-        Ok(Lease { connection: Some(connection), clean: true })
+        Ok(Lease {
+            connection: Some(connection),
+            clean: true,
+            #[cfg(test)]
+            simulated: None,
+        })
     }
 }

@@ -39,12 +39,16 @@ pub(super) enum Connection {
 pub(super) struct Lease {
     pub connection: Option<Connection>,
     pub clean: bool,
+    #[cfg(test)]
+    pub simulated: Option<super::simulated::Simulated>,
 }
 
 /// Binds `values` and runs the query by `$method` on whichever connection this is.
 macro_rules! on_connection {
     ($lease:ident, $statement:ident, $values:ident, $deadline:ident, $query:ident $(::<$T:ty>)?, $method:ident) => {{
         let was_clean = std::mem::replace(&mut $lease.clean, false);
+        #[cfg(test)]
+        let met = $lease.meet($statement.on(Backend::Sqlite), &$values, $deadline).await?;
         let work = async {
             match $lease.connection.as_mut() {
                 Some(Connection::Sqlite(connection)) => {
@@ -72,7 +76,10 @@ macro_rules! on_connection {
                 None => Err(sqlx::Error::PoolClosed),
             }
         };
+        #[cfg(not(test))]
         let done = within($deadline, work).await;
+        #[cfg(test)]
+        let done = met.carry_out($deadline, work).await;
         $lease.clean = was_clean && done.is_ok();
         done
     }};
@@ -107,6 +114,8 @@ impl Lease {
 
     pub async fn raw(&mut self, text: &'static str, deadline: Instant) -> Result<(), StoreError> {
         self.clean = false;
+        #[cfg(test)]
+        let met = self.meet(text, &[], deadline).await?;
         let work = async {
             match self.connection.as_mut() {
                 Some(Connection::Sqlite(connection)) => {
@@ -118,7 +127,10 @@ impl Lease {
                 None => Err(sqlx::Error::PoolClosed),
             }
         };
+        #[cfg(not(test))]
         within(deadline, work).await?;
+        #[cfg(test)]
+        met.carry_out(deadline, work).await?;
         self.clean = true;
         Ok(())
     }
@@ -126,6 +138,14 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        #[cfg(test)]
+        if self.simulated.is_some() {
+            self.connection
+                .take()
+                .into_iter()
+                .for_each(|c| super::simulated::Simulated::take_back(c, self.clean));
+            return;
+        }
         match self.connection.take() {
             Some(Connection::Sqlite(connection)) if !self.clean => connection.discard(),
             Some(Connection::Postgres(connection)) if !self.clean => drop(connection.detach()),

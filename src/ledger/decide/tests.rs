@@ -65,6 +65,7 @@ fn operation() -> impl Strategy<Value = (Operation, i64)> {
         (id.clone(), 0i64..12).prop_map(|(id, amount)| Operation::Post { id, amount }),
         (id.clone(), any::<bool>()).prop_map(|(id, late)| Operation::Void { id, late }),
         (id.clone(), any::<bool>()).prop_map(|(id, charge)| Operation::Expire { id, charge }),
+        id.clone().prop_map(|id| Operation::Unhold { id }),
         (-12i64..30).prop_map(grant),
         (prop::sample::subsequence(vec!["prepaid", "spare", "bought"], 0..=3), -4i64..12, -3i64..12)
             .prop_map(|(from, amount, granted)| {
@@ -179,7 +180,8 @@ proptest! {
                 }
             }
             for (id, hold) in &before.holds {
-                if !matches!(hold.state, HoldState::Open | HoldState::Expired) {
+                let unheld = matches!(&operation, Operation::Unhold { id: unheld } if unheld == id);
+                if !unheld && !matches!(hold.state, HoldState::Open | HoldState::Expired) {
                     prop_assert_eq!(&books.holds[id].state, &hold.state, "an end is final");
                 }
             }
