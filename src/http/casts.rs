@@ -36,8 +36,8 @@ use crate::{
 
 #[derive(Deserialize)]
 pub struct CastBody {
-    spell_name: String,
-    payload: Option<Value>,
+    pub spell_name: String,
+    pub payload: Option<Value>,
 }
 
 /// `POST /v1/cast`

@@ -5,7 +5,7 @@
 //! Nothing is credited but what it signed, or what came with the service key. What can't be credited
 //! as things are is kept with the reason, and an operator has it tried again.
 
-mod order;
+pub mod order;
 pub mod signature;
 #[cfg(test)]
 mod tests;
