@@ -11,6 +11,10 @@ use spell_platform::{
 };
 use tokio::runtime::Runtime;
 
+/// A cast allocates some hundred times, and is a tenth cheaper with this one than with the system's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let config = match (Config::from_env(), &cli.command) {
