@@ -242,6 +242,9 @@ pub async fn prune(config: &Config, dry_run: bool, before: Option<Date>) -> Resu
     } else {
         let removed = retention::pass(&db, before, &Metrics::new()).await?;
         println!("older than {before}: removed {removed}");
+        if removed.another {
+            println!("another pass is at it, which goes on; this one has ended");
+        }
         if removed.stay > 0 {
             println!(
                 "{} casts and holds stay, which do not agree with the books or have not ended",

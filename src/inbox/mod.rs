@@ -13,6 +13,8 @@
 //! event applied or applies it.
 
 mod receiver;
+#[cfg(test)]
+mod tests;
 
 use serde::Serialize;
 
@@ -154,7 +156,9 @@ statements! {
         ON CONFLICT (source, id) DO NOTHING";
     VOUCH = "UPDATE webhook_events SET type = $3 WHERE source = $1 AND id = $2 AND type = $4";
     LOCK_SOURCE = "SELECT name FROM webhook_sources WHERE name = $1 {for_update}";
-    STATUS = "SELECT status FROM webhook_events WHERE source = $1 AND id = $2";
+    // Locked, so that the body does not leave while the event is applied.
+    STATUS = "
+        SELECT status, body = '' FROM webhook_events WHERE source = $1 AND id = $2 {for_update}";
     CONTENT = "SELECT body, signature, status FROM webhook_events WHERE source = $1 AND id = $2";
     DONE = "
         UPDATE webhook_events SET status = $3, detail = $4, done_at = $5, attempts = attempts + 1
@@ -177,11 +181,12 @@ statements! {
         WHERE status IN ('received', 'failed', 'kept') AND (received_at, id) < ($1, $2)
             AND (CAST($4 AS TEXT) IS NULL OR source = $4)
         ORDER BY received_at DESC, id DESC LIMIT $3");
-    // The row stays, so that a late duplicate is known.
+    // The row stays, so that a late duplicate is known. What is asked twice is asked again of a row that was
+    // waited for: an operator's replay may have opened the event.
     FORGET_BODIES = concat!("
         UPDATE webhook_events SET body = '', signature = NULL WHERE (source, id) IN (
             SELECT source, id FROM webhook_events WHERE ", old_bodies!(), " AND received_at < $1 AND done_at < $1
-            ORDER BY received_at, id LIMIT $2)");
+            ORDER BY received_at, id LIMIT $2) AND ", old_bodies!());
     COUNT_BODIES = concat!("
         SELECT CAST(COUNT(*) AS BIGINT) FROM webhook_events
         WHERE ", old_bodies!(), " AND received_at < $1 AND done_at < $1");
@@ -249,13 +254,22 @@ pub async fn vouch(tx: &mut Tx, source: Source, id: &str, kind: &str) -> Result<
 /// What a stored event came with. `None`: it has left.
 pub type Content = Option<(String, Option<String>)>;
 
+/// Whether an event had a body that has left. One that is open may have come without.
+fn has_left(is_empty: bool, status: &str) -> bool {
+    is_empty && !OPEN.contains(&status)
+}
+
+/// What a replay comes to of an event whose body has left.
+fn without_body() -> Verdict {
+    Verdict::Refused("it has no body: that leaves after RETENTION_DAYS".to_owned())
+}
+
 /// A stored event's body and signature.
 async fn content(db: &Db, source: Source, id: &str) -> Result<Option<Content>, StoreError> {
     let row: Option<(String, Option<String>, String)> =
         db.optional(&CONTENT, binds![source.as_str(), id]).await?;
-    // An event that is open may have come without a body.
-    let left = |body: &str, status: &str| body.is_empty() && !OPEN.contains(&status);
-    Ok(row.map(|(body, signature, status)| (!left(&body, &status)).then_some((body, signature))))
+    Ok(row
+        .map(|(body, signature, status)| (!has_left(body.is_empty(), &status)).then_some((body, signature))))
 }
 
 /// Applies a stored event by `effect`, unless that was done before.
@@ -288,13 +302,17 @@ async fn attempt_to_apply(
 ) -> Result<Option<Delivery>, StoreError> {
     let mut tx = db.begin().await?;
     lock(&mut tx, source).await?;
-    let event: Option<(String,)> = tx.optional(&STATUS, binds![source.as_str(), id]).await?;
-    let Some((status,)) = event else {
+    let event: Option<(String, bool)> = tx.optional(&STATUS, binds![source.as_str(), id]).await?;
+    let Some((status, is_empty)) = event else {
         return tx.rollback().await.map(|()| None);
     };
     let seen_to = matches!(status.as_str(), "ignored" | "kept" | "dismissed");
     if status == "applied" || (seen_to && !again) {
         return tx.rollback().await.map(|()| Some(Delivery::Again));
+    }
+    if has_left(is_empty, &status) {
+        // What is to be applied was read before, and has left since.
+        return tx.rollback().await.map(|()| Some(Delivery::First(without_body())));
     }
     let verdict = effect(&mut tx).await?;
     if seen_to && matches!(verdict, Verdict::Refused(_)) {
@@ -327,8 +345,8 @@ pub async fn dismiss(db: &Db, id: &str, now: Time) -> Result<Option<StoredEvent>
     get(db, id).await
 }
 
-/// How many bodies leave in one transaction.
-pub const BODIES_AT_A_TIME: u64 = 200;
+/// How many bodies leave in one transaction: each may have a megabyte.
+pub const BODIES_AT_A_TIME: u64 = 20;
 
 /// Lets the bodies of some events leave that were done with before `before`; gives of how many.
 pub async fn forget_bodies(db: &Db, before: Time) -> Result<u64, StoreError> {

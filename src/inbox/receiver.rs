@@ -127,8 +127,7 @@ impl Inbox {
 
     /// What a replay comes to of an event whose body has left.
     pub async fn without_body(&self, source: Source, id: &str) -> Result<Option<Delivery>, StoreError> {
-        let why = "it has no body: that leaves after RETENTION_DAYS";
-        self.apply(source, id, true, async |_: &mut Tx| Ok(Verdict::Refused(why.to_owned()))).await
+        self.apply(source, id, true, async |_: &mut Tx| Ok(super::without_body())).await
     }
 }
 

@@ -243,7 +243,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         ("inbox::LOCK_SOURCE", binds!["stripe"]),
         ("inbox::STATUS", binds!["stripe", "evt_7"]),
         ("inbox::OPEN_EVENTS", binds![i64::MAX, "", 51, none]),
-        ("inbox::FORGET_BODIES", binds![day - 2 * DAY, 200]),
+        ("inbox::FORGET_BODIES", binds![day - 2 * DAY, 20]),
         ("ledger::closing::OLDEST_CASTS", binds!["", 500]),
         ("ledger::closing::OLDEST_HOLDS", binds!["hold_", 500]),
         ("ledger::closing::ENDED_CASTS", binds![ids("cast", 500), NOON]),

@@ -141,3 +141,30 @@ async fn text_goes_in_and_out_as_it_is() {
     })
     .await;
 }
+
+/// Whoever writes would wait behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_indexes_of_retention_do_not_wait_for_long_and_are_tried_again() {
+    each_backend(|db| async move {
+        if db.backend() == Backend::Sqlite {
+            return;
+        }
+        for text in [
+            "DROP INDEX webhook_events_with_body",
+            "DROP INDEX subscriptions_by_purchase",
+            "DELETE FROM _sqlx_migrations WHERE version = 6",
+        ] {
+            db.execute(Box::leak(Box::new(Statement::new(text))), vec![]).await.unwrap();
+        }
+        let mut writing = db.begin().await.unwrap();
+        let lock = Statement::new("LOCK TABLE webhook_events IN ROW EXCLUSIVE MODE");
+        writing.execute(&lock, vec![]).await.unwrap();
+        let refused = db.migrate().await;
+        assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
+        writing.rollback().await.unwrap();
+        db.migrate().await.unwrap();
+        let indexes = texts(&db, &INDEXES, &INDEXES_POSTGRES).await;
+        assert!(indexes.contains("webhook_events_with_body"), "{indexes:?}");
+    })
+    .await;
+}

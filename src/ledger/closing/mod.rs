@@ -2,8 +2,8 @@
 //! closing, stands for all of its lines that left. So the books can grow for years, and still add up.
 //!
 //! What leaves is found by the casts and holds themselves, whose ids are in the order of time: a walk goes
-//! through them from the oldest on, a few hundred at a time, and stops where none of those is old. The lines are
-//! found by their reference, which is the cast's or hold's id. No index by balance or by time is needed, which
+//! through them from the oldest on, a few hundred at a time, and stops where none of those is old nor has an id of
+//! that time: the clock of the process that made it may be behind. The lines are found by their reference, which is the cast's or hold's id. No index by balance or by time is needed, which
 //! every cast would have to keep up.
 //!
 //! A cast leaves with its lines in one transaction, and only if they agree: what a closing stands for is what
@@ -20,14 +20,20 @@
 //! # Failure behavior
 //!
 //! One transaction closes so many at most ([`AT_A_TIME`]), or nothing. It locks no account: lines are only added,
-//! and the one row that says that lines may leave keeps any other who closes waiting. A hold that is settled
+//! and whoever finds the one row locked that says that lines may leave ends their walk. What can't be closed, because
+//! the closings that are there are not ours, is logged and stays; the walk goes on beyond it. A hold that is settled
 //! late while it leaves is written anew, with the line that its settlement adds; a cast's own hold is not, since no
 //! process runs a cast for as long as everything is kept. Walks may be stopped anywhere; the next one goes on.
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use tokio::time::Instant;
 
 use super::{
     balance::BalanceId,
@@ -62,7 +68,9 @@ statements! {
     OLDEST_CASTS = "SELECT id, created_at FROM casts WHERE id > $1 ORDER BY id LIMIT $2";
     // Those of casts leave with the casts.
     OLDEST_HOLDS = "SELECT id, began_at FROM holds WHERE id > $1 AND held_for = 'external' ORDER BY id LIMIT $2";
-    // First of all: it keeps any other who closes waiting, and lets the lines leave.
+    // First of all: whoever else closes goes away, or on SQLite waits.
+    TAKE_TURN = "SELECT closing FROM retention WHERE name = 'entries' {for_update_or_skip}";
+    // It lets the lines leave.
     BEGIN_CLOSING = "
         UPDATE retention
         SET closing = true, closed_before = CASE WHEN closed_before < $1 THEN $1 ELSE closed_before END
@@ -92,6 +100,10 @@ statements! {
             (SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2 FROM {rows})";
     REMOVE_CASTS = "DELETE FROM casts WHERE id IN (SELECT given.value ->> 0 FROM {rows})";
     REMOVE_HOLDS = "DELETE FROM holds WHERE id IN (SELECT given.value ->> 0 FROM {rows})";
+    CASTS_THERE = "
+        SELECT CAST(COUNT(*) AS BIGINT) FROM casts WHERE id IN (SELECT given.value ->> 0 FROM {rows})";
+    HOLDS_THERE = "
+        SELECT CAST(COUNT(*) AS BIGINT) FROM holds WHERE id IN (SELECT given.value ->> 0 FROM {rows})";
     COUNT_CASTS = "
         SELECT CAST(COUNT(*) AS BIGINT) FROM casts
         WHERE status <> 'PENDING' AND created_at < $1 AND finished_at < $1";
@@ -124,6 +136,8 @@ pub struct Step {
     pub left: Left,
     /// How many are old and stay: they have not ended for so long, or do not agree with their lines.
     pub stay: u64,
+    /// For how long it kept others from writing: without the time that it waited itself.
+    pub worked: Duration,
     /// Where the next step begins. `None`: nothing beyond is old.
     pub next: Option<String>,
 }
@@ -154,43 +168,86 @@ struct Ended {
     cost: Nanos,
 }
 
-/// Lets what is older than `before` leave, of the next [`AT_A_TIME`] beyond `after`: `most` of it.
-pub async fn step(db: &Db, of: Of, after: &str, before: Time, most: usize) -> Result<Step, StoreError> {
-    let oldest = if of == Of::Casts { &OLDEST_CASTS } else { &OLDEST_HOLDS };
+/// Lets what is older than `before` leave, of the next [`AT_A_TIME`] beyond `after`: `most` of it. `None`: another
+/// walk is at it.
+pub async fn step(
+    db: &Db,
+    of: Of,
+    after: &str,
+    before: Time,
+    most: usize,
+) -> Result<Option<Step>, StoreError> {
+    let (oldest, prefix) = match of {
+        Of::Casts => (&OLDEST_CASTS, "cast"),
+        Of::Holds => (&OLDEST_HOLDS, "hold"),
+    };
     let page: Vec<(String, i64)> = db.all(oldest, binds![after, AT_A_TIME as i64]).await?;
     let mut old: Vec<&str> =
         page.iter().filter(|(_, at)| *at < before.0).map(|(id, _)| id.as_str()).collect();
-    let Some(last) = page.last().filter(|_| !old.is_empty()) else { return Ok(Step::default()) };
+    let last = page.last().filter(|_| page.len() == AT_A_TIME).map(|(id, _)| id.as_str());
+    if old.is_empty() {
+        let line = format!("{prefix}_{:012x}", before.0.max(0));
+        let next = last.filter(|last| *last < line.as_str()).map(str::to_owned);
+        return Ok(Some(Step { next, ..Step::default() }));
+    }
     let next = match old.len() > most {
         true => {
             old.truncate(most);
             old.last().copied()
         }
-        false => Some(last.0.as_str()).filter(|_| page.len() == AT_A_TIME),
+        false => last,
     };
+    let next = next.map(str::to_owned);
     let mut attempt = 1;
     // `despite_conflicts` can't be sent to another thread, as a task in the background must be.
-    let left = loop {
+    loop {
         match close(db, of, &old, before).await {
             Err(StoreError::Conflict(_)) if attempt < ATTEMPTS => attempt += 1,
-            done => break done?,
+            Err(StoreError::Refused(why)) => {
+                tracing::error!(
+                    ?of,
+                    first = old.first(),
+                    last = old.last(),
+                    why,
+                    "casts or holds can't leave"
+                );
+                return Ok(Some(Step { stay: old.len() as u64, next, ..Step::default() }));
+            }
+            done => return Ok(done?.map(|step| Step { next, ..step })),
         }
-    };
-    let gone = if of == Of::Casts { left.casts } else { left.holds };
-    let stay = (old.len() as u64).saturating_sub(gone);
-    Ok(Step { left, stay, next: next.map(str::to_owned) })
+    }
 }
 
-/// Lets those of `ids` leave that can, in one transaction.
-async fn close(db: &Db, of: Of, ids: &[&str], before: Time) -> Result<Left, StoreError> {
+/// Lets those of `ids` leave that can, in one transaction. `None`: another is at it.
+async fn close(db: &Db, of: Of, ids: &[&str], before: Time) -> Result<Option<Step>, StoreError> {
     let _turn = db.turn().await;
     let mut tx = db.begin().await?;
-    let left = close_in(&mut tx, of, ids, before).await?;
-    match left == Left::default() {
-        true => tx.rollback().await?,
-        false => tx.commit().await?,
+    let turn: Option<(bool,)> = tx.optional(&TAKE_TURN, vec![]).await?;
+    if turn.is_none() {
+        return tx.rollback().await.map(|()| None);
     }
-    Ok(left)
+    let begun = Instant::now();
+    let closed = close_and_count(&mut tx, of, ids, before).await;
+    match &closed {
+        Ok((left, _)) if *left != Left::default() => tx.commit().await?,
+        // To the end, also after a failure: the next step is to find the row free.
+        _ => tx.rollback().await?,
+    }
+    closed.map(|(left, stay)| Some(Step { left, stay, worked: begun.elapsed(), next: None }))
+}
+
+/// As [`close_in`]; gives as well how many of `ids` are still there.
+async fn close_and_count(tx: &mut Tx, of: Of, ids: &[&str], before: Time) -> Result<(Left, u64), StoreError> {
+    let left = close_in(tx, of, ids, before).await?;
+    let (gone, there) = match of {
+        Of::Casts => (left.casts, &CASTS_THERE),
+        Of::Holds => (left.holds, &HOLDS_THERE),
+    };
+    if gone == ids.len() as u64 {
+        return Ok((left, 0));
+    }
+    let (stay,): (i64,) = tx.one(there, binds![Rows::of(ids)]).await?;
+    Ok((left, u64::try_from(stay).unwrap_or(0)))
 }
 
 async fn close_in(tx: &mut Tx, of: Of, ids: &[&str], before: Time) -> Result<Left, StoreError> {
