@@ -18,7 +18,7 @@ use crate::{
 const NOON: Time = Time(1_763_726_400_000);
 const DAY: i64 = 24 * 60 * 60 * 1_000;
 
-static ADD_ACCOUNT: Statement =
+pub(super) static ADD_ACCOUNT: Statement =
     Statement::new("INSERT INTO accounts (id, name, suspended, created_at) VALUES ($1, 'a', false, 0)");
 static SPEND: Statement = Statement::new(
     "SELECT b.id, b.posted, b.pending, b.calls, CAST(COALESCE(SUM(e.amount), 0) AS BIGINT),
@@ -36,10 +36,10 @@ static CASTS: Statement = Statement::new(
 );
 
 /// Small, seeded, and good enough to shuffle requests.
-struct Dice(u64);
+pub(super) struct Dice(pub u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub fn roll(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -11,6 +11,7 @@ use crate::{
         Action, NewHold, OnLost, Outcome, Request, Spending,
         apply::apply,
         audit::audit,
+        tests::{ADD_ACCOUNT, Dice},
         usage::{Grouping, usage},
     },
     store::{Statement, despite_conflicts, testing::each_backend},
@@ -22,8 +23,6 @@ const DAY: i64 = 24 * 60 * 60 * 1_000;
 /// After all that these tests do.
 const END: Time = Time(NOON.0 + 1_000 * DAY);
 
-static ADD_ACCOUNT: Statement =
-    Statement::new("INSERT INTO accounts (id, name, suspended, created_at) VALUES ($1, 'a', false, 0)");
 static ADD_CREDITS: Statement = Statement::new(
     "INSERT INTO balances (id, account_id, kind, granted, posted, pending, calls)
      VALUES ('credits/' || $1, $1, 'credits', 1000000, 0, 0, 0)",
@@ -50,18 +49,6 @@ static WAIT_FOR_TURN: Statement =
 static BALANCES: Statement = Statement::new(
     "SELECT id, granted, posted, pending, calls FROM balances WHERE kind <> 'window' ORDER BY id",
 );
-
-/// Small, seeded, and good enough to shuffle requests.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % sides
-    }
-}
 
 async fn open(db: &Db, count: usize) -> Vec<AccountId> {
     let accounts: Vec<AccountId> = (0..count).map(|n| AccountId::from(format!("acct_{n}"))).collect();

@@ -40,11 +40,12 @@ use tempfile::TempDir;
 use tokio::{task::JoinSet, time::timeout};
 
 use self::{dice::Dice, world::World};
+use super::tests::ADD_ACCOUNT;
 use crate::{
     clock::Time,
     money::Nanos,
     plan,
-    store::{Db, Statement, binds},
+    store::{Db, binds},
     telemetry::Metrics,
     wallet::{Grant, PaidFor, Payment, grant},
 };
@@ -56,9 +57,6 @@ const KEPT: &[u64] = &[352, 507, 1_444];
 
 /// How many schedules a run of the tests plays.
 const SCHEDULES: u64 = 300;
-
-static ADD_ACCOUNT: Statement =
-    Statement::new("INSERT INTO accounts (id, name, suspended, created_at) VALUES ($1, 'a', false, 0)");
 
 thread_local! {
     static PLAYED: Cell<Option<u64>> = const { Cell::new(None) };
