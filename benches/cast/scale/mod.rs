@@ -90,7 +90,7 @@ fn audit(database: &str) -> Result<String, String> {
     let said =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     match output.status.success() {
-        true => Ok(format!("audited: {}", String::from_utf8_lossy(&output.stdout).trim())),
+        true => Ok(format!("audited: {}", said.lines().next().unwrap_or_default())),
         false => Err(said),
     }
 }
