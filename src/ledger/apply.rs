@@ -187,8 +187,13 @@ impl Working {
                 (cast.as_str(), self.spend(request, spending, &operation))
             }
             Undone::Hold { id } => {
-                // Nobody was told of it, so that nobody but the sweeper can have ended it.
-                let operation = Operation::Unhold { id: id.clone() };
+                // Only the sweeper pays for what was lost. Any other end was somebody's who found the hold in a
+                // list, and was answered: it stands.
+                let may_be_charged = self.holds.get(id).is_some_and(|hold| hold.on_lost == OnLost::Charge);
+                let operation = match may_be_charged {
+                    true => Operation::Unhold { id: id.clone() },
+                    false => Operation::Void { id: id.clone(), late: true },
+                };
                 (id.as_str(), self.end_hold(request, id, None, &operation))
             }
             Undone::Transfer(transfer) => return self.take_back(request, transfer),

@@ -358,6 +358,29 @@ async fn what_nobody_was_answered_is_undone() {
     .await;
 }
 
+/// A caller who was told nothing may find its hold in a list and settle it, before the lane learns that it
+/// is there: that was answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_settled_and_answered_is_not_undone() {
+    each_backend(|db| async move {
+        let accounts = accounts(&db, 1).await;
+        let (ledger, _) = Ledger::start(db.clone(), Arc::new(Metrics::new()));
+        let (id, held) = hold(&accounts[0], NOON, "key_a", "echo", 10, 1_000);
+        assert_eq!(ledger.ask(held).await, Ok(Outcome::Done));
+        let of_account = |action| Request { account: accounts[0].clone(), at: NOON, action };
+        let (hold, held_for) = (id.clone(), HeldFor::External);
+        let settle = Action::Post { hold, held_for, amount: Nanos(7), answer: None };
+        assert!(matches!(ledger.ask(of_account(settle)).await, Ok(Outcome::Hold(_))));
+        let undo = Action::Undo { undone: Undone::Hold { id }, keyed: None };
+        let Ok(Outcome::EndedOtherwise(row)) = ledger.ask(of_account(undo)).await else {
+            panic!("what was answered was undone")
+        };
+        assert_eq!(row.state, HoldState::Posted { amount: 7, late: false });
+        check(&db, &accounts).await;
+    })
+    .await;
+}
+
 /// The lane may find out about its commit only after another replica took the hold for lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_was_answered_is_undone_also_if_it_was_lost_and_charged() {
