@@ -3,8 +3,8 @@
 //!
 //! What leaves is found by the casts and holds themselves, whose ids are in the order of time: a walk goes
 //! through them from the oldest on, a few hundred at a time, and stops where none of those is old nor has an id of
-//! that time: the clock of the process that made it may be behind. The lines are found by their reference, which is the cast's or hold's id. No index by balance or by time is needed, which
-//! every cast would have to keep up.
+//! that time: the clock of the process that made it may be behind. The lines are found by their reference, which is
+//! the cast's or hold's id. No index by balance or by time is needed, which every cast would have to keep up.
 //!
 //! A cast leaves with its lines in one transaction, and only if they agree: what a closing stands for is what
 //! the casts that left had cost, at any moment, which is how the audit goes on comparing a balance with its
