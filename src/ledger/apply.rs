@@ -174,12 +174,12 @@ impl Working {
                 let operation = Operation::Extend { id: hold.clone(), expires_at: *expires_at };
                 self.end_hold(request, hold, Some(*held_for), &operation)
             }
-            Action::Undo { undone, keyed } => self.undo(request, undone, keyed.as_ref()),
+            Action::Undo(undone) => self.undo(request, undone),
             Action::Transfer(transfer) => self.transfer_once(request, transfer),
         }
     }
 
-    fn undo(&mut self, request: &Request, undone: &Undone, keyed: Option<&Keyed>) -> Outcome {
+    fn undo(&mut self, request: &Request, undone: &Undone) -> Outcome {
         let (cast, outcome) = match undone {
             Undone::Charge { cast, spending } => {
                 let legs = self.legs_of(request, spending);
@@ -201,8 +201,8 @@ impl Working {
         if matches!(outcome, Outcome::Done | Outcome::Hold(_)) {
             // For a hold that was no cast's this finds no row.
             self.writes.ended_casts.push(binds![cast, "FAILED", Nanos::ZERO, "unanswered", request.at]);
-            if let Some(Keyed { key, .. }) = keyed {
-                self.writes.dropped_keys.push(binds![&request.account, key]);
+            if let Undone::Hold { id } = undone {
+                self.writes.keys_of_undone_holds.push(binds![id]);
             }
         }
         outcome

@@ -241,10 +241,10 @@ impl Working {
             Action::Post { hold, .. }
             | Action::Void { hold, .. }
             | Action::Expire { hold, .. }
-            | Action::Undo { undone: Undone::Hold { id: hold }, .. }
+            | Action::Undo(Undone::Hold { id: hold })
             | Action::Extend { hold, .. } => Some(hold.as_str()),
             Action::Probe(_) | Action::Charge { .. } | Action::Hold(_) => None,
-            Action::Undo { .. } | Action::Transfer(_) => None,
+            Action::Undo(_) | Action::Transfer(_) => None,
         }));
         if named.is_empty() {
             return Ok(());
@@ -353,10 +353,10 @@ impl Working {
                 | Action::Hold(NewHold { spending, .. }) => {
                     spent_from.extend(self.name_balances(Counted::of(request, spending)).iter().cloned());
                 }
-                Action::Undo { undone: Undone::Charge { spending, .. }, .. } => {
+                Action::Undo(Undone::Charge { spending, .. }) => {
                     self.name_balances(Counted::of(request, spending));
                 }
-                Action::Transfer(transfer) | Action::Undo { undone: Undone::Transfer(transfer), .. } => {
+                Action::Transfer(transfer) | Action::Undo(Undone::Transfer(transfer)) => {
                     for fund in transfer.funds() {
                         self.name_fund(request, fund);
                     }
@@ -364,7 +364,7 @@ impl Working {
                 Action::Post { hold, .. }
                 | Action::Void { hold, .. }
                 | Action::Expire { hold, .. }
-                | Action::Undo { undone: Undone::Hold { id: hold }, .. }
+                | Action::Undo(Undone::Hold { id: hold })
                 | Action::Extend { hold, .. } => {
                     if let Some(hold) = self.holds.get(hold).cloned() {
                         self.name_balances(Counted::by(&hold));

@@ -38,9 +38,9 @@ pub enum Action {
     Expire { hold: HoldId, answer: Answer },
     /// Moves an open hold's expiry.
     Extend { hold: HoldId, held_for: HeldFor, expires_at: Time },
-    /// Undoes what was booked for a caller who had been told that nothing was, and forgets the
-    /// answer that was kept for its idempotency key.
-    Undo { undone: Undone, keyed: Option<Keyed> },
+    /// Undoes what was booked for a caller who had been told that nothing was, and sets the idempotency key free
+    /// that waits for it.
+    Undo(Undone),
     /// Grants on some of what the account has and takes from other, all of it or nothing.
     Transfer(Transfer),
 }

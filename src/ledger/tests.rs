@@ -340,9 +340,8 @@ async fn what_nobody_was_answered_is_undone() {
         }
         assert_eq!(ledger.ask(held.clone()).await, Ok(Outcome::Done));
         assert_eq!(ledger.ask(held.clone()).await, Ok(Outcome::InProgress));
-        for (undone, keyed) in [(charged, None), (Undone::Hold { id }, keyed)] {
-            let action = Action::Undo { undone, keyed };
-            let undo = Request { account: accounts[0].clone(), at: NOON, action };
+        for undone in [charged, Undone::Hold { id }] {
+            let undo = Request { account: accounts[0].clone(), at: NOON, action: Action::Undo(undone) };
             assert!(matches!(ledger.ask(undo).await, Ok(Outcome::Done | Outcome::Hold(_))));
         }
         check(&db, &accounts).await;
@@ -371,7 +370,7 @@ async fn what_was_settled_and_answered_is_not_undone() {
         let (hold, held_for) = (id.clone(), HeldFor::External);
         let settle = Action::Post { hold, held_for, amount: Nanos(7), answer: None };
         assert!(matches!(ledger.ask(of_account(settle)).await, Ok(Outcome::Hold(_))));
-        let undo = Action::Undo { undone: Undone::Hold { id }, keyed: None };
+        let undo = Action::Undo(Undone::Hold { id });
         let Ok(Outcome::EndedOtherwise(row)) = ledger.ask(of_account(undo)).await else {
             panic!("what was answered was undone")
         };
@@ -400,7 +399,7 @@ async fn what_nobody_was_answered_is_undone_also_if_it_was_lost_and_charged() {
             assert_eq!(ledger.ask(held).await, Ok(Outcome::Replayed(lost())), "it was charged");
             for _ in 0..2 {
                 let undone = Undone::Hold { id: id.clone() };
-                let action = Action::Undo { undone, keyed: Some(keyed.clone()) };
+                let action = Action::Undo(undone);
                 let undo = Request { account: accounts[0].clone(), at: NOON, action };
                 let Ok(Outcome::Hold(row)) = ledger.ask(undo).await else { panic!("it is not undone") };
                 assert_eq!(row.state, HoldState::Voided);
@@ -411,6 +410,34 @@ async fn what_nobody_was_answered_is_undone_also_if_it_was_lost_and_charged() {
         assert_eq!(rows, [("FAILED".to_owned(), 1, 0)]);
         let again = charge(&accounts[0], NOON, "key_a", "echo", 10);
         assert_eq!(ledger.ask(again).await, Ok(Outcome::Done), "there is room again");
+    })
+    .await;
+}
+
+/// A lane may learn late that its hold is there: the key that it came with may be another's by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn undoing_a_hold_leaves_a_key_that_another_has_taken_since() {
+    each_backend(|db| async move {
+        let accounts = accounts(&db, 1).await;
+        let (ledger, _) = Ledger::start(db.clone(), Arc::new(Metrics::new()));
+        let keyed = Keyed { key: "k".to_owned(), request_hash: "h".to_owned() };
+        let (id, mut held) = hold(&accounts[0], NOON, "key_a", "echo", 1, 2 * DAY);
+        if let Action::Hold(hold) = &mut held.action {
+            hold.keyed = Some(keyed.clone());
+        }
+        assert_eq!(ledger.ask(held).await, Ok(Outcome::Done));
+        let next_day = Time(NOON.0 + DAY + 1);
+        let answer = Answer { status: 200, body: "{}".to_owned() };
+        let mut charged = charge(&accounts[0], next_day, "key_a", "echo", 1);
+        if let Action::Charge { kept, .. } = &mut charged.action {
+            *kept = Some((keyed, answer.clone()));
+        }
+        assert_eq!(ledger.ask(charged.clone()).await, Ok(Outcome::Done), "the key is forgotten after a day");
+        let action = Action::Undo(Undone::Hold { id });
+        let undo = Request { account: accounts[0].clone(), at: next_day, action };
+        assert!(matches!(ledger.ask(undo).await, Ok(Outcome::Hold(_))));
+        assert_eq!(ledger.ask(charged).await, Ok(Outcome::Replayed(answer)), "and is the charge's");
+        check(&db, &accounts).await;
     })
     .await;
 }

@@ -90,9 +90,9 @@ statements! {
     DROP_KEYS_OF_HOLDS = "
         DELETE FROM idempotency_keys
         WHERE status IS NULL AND hold_id IN (SELECT given.value ->> 0 FROM {rows})";
-    DROP_KEYS = "
-        DELETE FROM idempotency_keys
-        WHERE (account_id, key) IN (SELECT given.value ->> 0, given.value ->> 1 FROM {rows})";
+    // Also if it was lost, charged and answered meanwhile. Not by its name: after a day that may be another's.
+    DROP_KEYS_OF_UNDONE = "
+        DELETE FROM idempotency_keys WHERE hold_id IN (SELECT given.value ->> 0 FROM {rows})";
 }
 
 /// The rows that a batch leaves behind.
@@ -109,7 +109,7 @@ pub(super) struct Writes {
     pub keys: Rows,
     pub answered_keys: Rows,
     pub keys_of_lost_holds: Rows,
-    pub dropped_keys: Rows,
+    pub keys_of_undone_holds: Rows,
     /// How many holds were settled late, and how many for more than was held.
     pub late: u64,
     pub overrun: u64,
@@ -163,7 +163,7 @@ impl Writes {
             (&PUT_KEYS, &self.keys),
             (&ANSWER_KEYS, &self.answered_keys),
             (&DROP_KEYS_OF_HOLDS, &self.keys_of_lost_holds),
-            (&DROP_KEYS, &self.dropped_keys),
+            (&DROP_KEYS_OF_UNDONE, &self.keys_of_undone_holds),
             (&ADD_RECORDS, &self.records),
             (&DROP_RECORDS, &self.dropped_records),
         ]

@@ -34,7 +34,7 @@ use tokio::{
 
 use super::{
     apply::{Applied, Failure, commit},
-    request::{Action, NewHold, Outcome, Request, Transfer, Undone},
+    request::{Action, Outcome, Request, Transfer, Undone},
 };
 use crate::{
     budget,
@@ -348,21 +348,17 @@ impl Lane {
 /// What has its answer kept under an idempotency key stands: whoever repeats the request gets that
 /// answer, perhaps has it already, and is charged once.
 fn undo(request: &Request) -> Option<Request> {
-    let (undone, keyed) = match &request.action {
+    let undone = match &request.action {
         Action::Charge { cast, spending, kept: None } => {
-            (Undone::Charge { cast: cast.clone(), spending: spending.clone() }, None)
+            Undone::Charge { cast: cast.clone(), spending: spending.clone() }
         }
-        Action::Hold(hold @ NewHold { answer: None, .. }) => {
-            (Undone::Hold { id: hold.id.clone() }, hold.keyed.clone())
+        Action::Hold(hold) if hold.answer.is_none() || hold.keyed.is_none() => {
+            Undone::Hold { id: hold.id.clone() }
         }
-        Action::Hold(hold @ NewHold { keyed: None, .. }) => (Undone::Hold { id: hold.id.clone() }, None),
-        Action::Transfer(transfer @ Transfer { once: None, .. }) => {
-            (Undone::Transfer(transfer.clone()), None)
-        }
+        Action::Transfer(transfer @ Transfer { once: None, .. }) => Undone::Transfer(transfer.clone()),
         _ => return None,
     };
-    let action = Action::Undo { undone, keyed };
-    Some(Request { account: request.account.clone(), at: request.at, action })
+    Some(Request { account: request.account.clone(), at: request.at, action: Action::Undo(undone) })
 }
 
 fn refuse(batch: Vec<Job>, error: impl Fn() -> LedgerError) {

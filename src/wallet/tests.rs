@@ -244,7 +244,7 @@ async fn what_nobody_was_answered_is_taken_back() {
             records: vec![ledger::Record { kind: "allocation", amount: 90, model: Some(FLASH.to_owned()) }],
             ..Transfer::default()
         };
-        let undo = Action::Undo { undone: ledger::Undone::Transfer(transfer.clone()), keyed: None };
+        let undo = Action::Undo(ledger::Undone::Transfer(transfer.clone()));
         for (action, held) in [(Action::Transfer(transfer), (10, 2_000_000)), (undo, (100, 0))] {
             let request = Request { account: purse.account.clone(), at: NOW, action };
             assert!(matches!(purse.ledger.ask(request).await.unwrap(), Outcome::Moved(_)));

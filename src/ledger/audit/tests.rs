@@ -141,7 +141,7 @@ impl House {
             records: vec![Record { kind: "allocation", amount: 1, model: Some(FLASH.to_owned()) }],
             ..Transfer::default()
         };
-        let undo = Action::Undo { undone: Undone::Transfer(transfer.clone()), keyed: None };
+        let undo = Action::Undo(Undone::Transfer(transfer.clone()));
         for action in [Action::Transfer(transfer), undo] {
             assert!(matches!(self.ask(action).await, Outcome::Moved(_)));
         }
@@ -155,7 +155,7 @@ impl House {
         self.charge(7, true).await;
         let cast = self.charge(3, false).await;
         let undone = Undone::Charge { cast, spending: self.spending(3, false) };
-        assert_eq!(self.ask(Action::Undo { undone, keyed: None }).await, Outcome::Done);
+        assert_eq!(self.ask(Action::Undo(undone)).await, Outcome::Done);
         for (held_for, on_lost) in [
             (HeldFor::Cast, OnLost::Release),
             (HeldFor::Cast, OnLost::Charge),

@@ -165,7 +165,7 @@ async fn whatever_leaves_the_books_add_up_and_say_the_same() {
                         if let (Action::Charge { cast, .. }, 0) = (&request.action, dice.roll(4)) {
                             let cast = cast.clone();
                             let charge = crate::ledger::Undone::Charge { cast, spending };
-                            let action = Action::Undo { undone: charge, keyed: None };
+                            let action = Action::Undo(charge);
                             undone.push(Request { account: account.clone(), at, action });
                         }
                         requests.push(request);
