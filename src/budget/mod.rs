@@ -5,7 +5,11 @@
 //! one and making it again forgets nothing. Every change locks the account's row, as every cast
 //! does: the next cast, on whichever replica, reads the new limits.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    sync::Arc,
+};
 
 use crate::{
     clock::Time,
@@ -201,7 +205,7 @@ const MAX_KNOWN: usize = 10_000;
 
 impl Known {
     /// What is known of these accounts' limits, if all of it is.
-    pub fn of(&self, accounts: &[AccountId]) -> Option<HashMap<AccountId, Arc<[Budget]>>> {
+    pub fn of(&self, accounts: &BTreeSet<AccountId>) -> Option<HashMap<AccountId, Arc<[Budget]>>> {
         accounts.iter().map(|account| Some((account.clone(), self.0.get(account)?.1.clone()))).collect()
     }
 

@@ -31,14 +31,6 @@ use crate::{
     window::{self, Window},
 };
 
-macro_rules! lock_accounts {
-    () => {
-        "
-        SELECT id, suspended FROM accounts WHERE id IN (SELECT given.value ->> 0 FROM {rows})
-        ORDER BY id {for_update}"
-    };
-}
-
 /// The version of the limits in force: another one after each change of the account's budgets or of its plan.
 macro_rules! limits_version {
     () => {
@@ -51,21 +43,24 @@ macro_rules! limits_version {
 }
 
 statements! {
-    LOCK_ACCOUNTS = lock_accounts!();
-    BEGIN_AND_LOCK_ACCOUNTS = concat!("{begin} ", lock_accounts!());
+    // Where the database locks rows at all.
+    LOCK_ACCOUNTS = "
+        SELECT id FROM accounts WHERE id IN (SELECT given.value ->> 0 FROM {rows})
+        ORDER BY id {for_update}";
     VERSIONS = concat!("
         SELECT id, ", limits_version!(), " FROM accounts
         WHERE id IN (SELECT given.value ->> 0 FROM {rows})");
     HOLDS = concat!("SELECT ", hold_columns!(), " FROM holds
         WHERE id IN (SELECT given.value ->> 0 FROM {rows})");
-    // And the versions of the accounts' limits, in a statement that begins once they are locked: the one
-    // that locks them sees plans as they were before it waited.
+    // And the accounts, with the versions of their limits, in a statement that begins once they are locked: the
+    // one that locks them sees plans as they were before it waited.
     BALANCES = concat!("
-        SELECT id, granted, posted, pending, calls, CAST(NULL AS TEXT) AS version FROM balances
-        WHERE id IN (SELECT given.value ->> 0 FROM {rows})
+        SELECT id, granted, posted, pending, calls, CAST(NULL AS BOOLEAN) AS suspended,
+               CAST(NULL AS TEXT) AS version
+        FROM balances WHERE id IN (SELECT given.value ->> 0 FROM {rows})
         UNION ALL
-        SELECT accounts.id, CAST(NULL AS BIGINT), CAST(0 AS BIGINT), CAST(0 AS BIGINT), CAST(0 AS BIGINT), ",
-               limits_version!(), "
+        SELECT accounts.id, CAST(NULL AS BIGINT), CAST(0 AS BIGINT), CAST(0 AS BIGINT), CAST(0 AS BIGINT),
+               suspended, ", limits_version!(), "
         FROM accounts WHERE accounts.id IN (SELECT given.value ->> 0 FROM {rows2})");
     LAST_RECORDS = "
         SELECT account_id, MAX(id) FROM wallet_transactions
@@ -168,6 +163,8 @@ struct BalanceRow {
     posted: i64,
     pending: i64,
     calls: i64,
+    /// Of an account alone, as its version.
+    suspended: Option<bool>,
     version: Option<String>,
 }
 
@@ -178,44 +175,36 @@ impl Working {
         requests: &[&Request],
         limits: &mut budget::Known,
     ) -> Result<(Tx, Working), StoreError> {
-        let named: Vec<(&AccountId, &Once)> = named(requests).collect();
-        let (mut tx, references, locked) = match named.is_empty() {
-            true => {
-                let accounts = accounts_of(requests);
-                let (tx, locked) = db.begin_with(&BEGIN_AND_LOCK_ACCOUNTS, binds![accounts]).await?;
-                (tx, References::default(), locked)
-            }
-            false => {
-                let mut tx = db.begin().await?;
-                // Before any account is locked: see `reference`.
-                let references = References::claim(&mut tx, named, latest(requests)).await?;
-                let locked = tx.all(&LOCK_ACCOUNTS, binds![accounts_of(requests)]).await?;
-                (tx, references, locked)
-            }
-        };
-        let working = Working::load_locked(&mut tx, requests, references, locked, limits).await?;
+        let mut tx = db.begin().await?;
+        // Before any account is locked: see `reference`.
+        let references = References::claim(&mut tx, named(requests), latest(requests)).await?;
+        let working = Working::load_all(&mut tx, requests, references, limits).await?;
         Ok((tx, working))
     }
 
     /// Loads what `requests` touch, none of which may have a name.
     pub async fn load(tx: &mut Tx, requests: &[&Request]) -> Result<Working, StoreError> {
-        let locked = tx.all(&LOCK_ACCOUNTS, binds![accounts_of(requests)]).await?;
-        Working::load_locked(tx, requests, References::default(), locked, &mut budget::Known::default()).await
+        Working::load_all(tx, requests, References::default(), &mut budget::Known::default()).await
     }
 
-    async fn load_locked(
+    async fn load_all(
         tx: &mut Tx,
         requests: &[&Request],
         references: References,
-        locked: Vec<(String, bool)>,
         limits: &mut budget::Known,
     ) -> Result<Working, StoreError> {
-        let suspended: HashMap<AccountId, bool> =
-            locked.into_iter().map(|(id, suspended)| (id.into(), suspended)).collect();
+        let asked: BTreeSet<&str> = requests.iter().map(|request| request.account.as_str()).collect();
+        let locked: Option<Vec<(String,)>> =
+            tx.lock(&LOCK_ACCOUNTS, binds![Rows::of(asked.iter().copied())]).await?;
+        let accounts: BTreeSet<AccountId> = match locked {
+            // One that comes to be after this was not there when its turn came, and is in no lock.
+            Some(locked) => locked.into_iter().map(|(id,)| id.into()).collect(),
+            None => asked.into_iter().map(AccountId::from).collect(),
+        };
         let on_plans = requests.iter().filter(|request| request.action.asks_for_a_plan());
         let on_plans: BTreeSet<&AccountId> = on_plans.map(|request| &request.account).collect();
         let mut working = Working {
-            suspended,
+            suspended: HashMap::new(),
             budgets: HashMap::new(),
             plans: quota::plans_of(tx, on_plans, latest(requests)).await?,
             subjects: BTreeMap::new(),
@@ -230,7 +219,7 @@ impl Working {
             writes: Writes::with(references),
         };
         working.load_holds(tx, requests).await?;
-        working.load_balances(tx, requests, limits).await?;
+        working.load_balances(tx, requests, &accounts, limits).await?;
         working.load_keys(tx, requests).await?;
         working.load_records(tx, requests).await?;
         Ok(working)
@@ -258,35 +247,43 @@ impl Working {
         &mut self,
         tx: &mut Tx,
         requests: &[&Request],
+        accounts: &BTreeSet<AccountId>,
         limits: &mut budget::Known,
     ) -> Result<(), StoreError> {
         // Transfers are under no budget.
-        let limited = requests.iter().any(|request| !matches!(request.action, Action::Transfer(_)));
-        let accounts: Vec<AccountId> = match limited {
-            true => self.suspended.keys().cloned().collect(),
-            false => Vec::new(),
-        };
+        let limited = requests.iter().filter(|request| !matches!(request.action, Action::Transfer(_)));
+        let limited = limited.map(|request| &request.account).filter(|account| accounts.contains(*account));
+        let mut limited: BTreeSet<AccountId> = limited.cloned().collect();
+        let all = Rows::of(accounts.iter().map(AccountId::as_str));
         let (spent_from, mut stored) = loop {
-            let Some(budgets) = limits.of(&accounts) else {
-                let versions: Vec<(String, String)> =
-                    tx.all(&VERSIONS, binds![Rows::of(accounts.iter().map(AccountId::as_str))]).await?;
-                let versions = versions.into_iter().map(|(account, version)| (account.into(), version));
-                limits.learn(tx, versions.collect()).await?;
+            let Some(budgets) = limits.of(&limited) else {
+                let asked = Rows::of(limited.iter().map(AccountId::as_str));
+                let versions: Vec<(String, String)> = tx.all(&VERSIONS, binds![asked]).await?;
+                let versions: HashMap<AccountId, String> =
+                    versions.into_iter().map(|(account, version)| (account.into(), version)).collect();
+                // Whoever has no account has no limits either.
+                limited.retain(|account| versions.contains_key(account));
+                limits.learn(tx, versions.into_iter().collect()).await?;
                 continue;
             };
             self.budgets = budgets;
+            self.suspended.clear();
             self.subjects.clear();
             self.counted_on.clear();
             let spent_from = self.name_all(requests);
             let ids = Rows::of(self.subjects.keys().map(BalanceId::as_str));
-            let of_accounts = Rows::of(accounts.iter().map(AccountId::as_str));
-            let rows: Vec<BalanceRow> = tx.all(&BALANCES, binds![ids, of_accounts]).await?;
+            let rows: Vec<BalanceRow> = tx.all(&BALANCES, binds![ids, &all]).await?;
             let (mut stored, mut versions) = (HashMap::new(), Vec::new());
             for mut row in rows {
-                match row.version.take() {
-                    Some(version) => versions.push((AccountId::from(row.id), version)),
-                    None => drop(stored.insert(BalanceId::from(row.id.clone()), row)),
+                let Some((suspended, version)) = row.suspended.zip(row.version.take()) else {
+                    stored.insert(BalanceId::from(row.id.clone()), row);
+                    continue;
+                };
+                let account = AccountId::from(row.id);
+                if limited.contains(&account) {
+                    versions.push((account.clone(), version));
                 }
+                self.suspended.insert(account, suspended);
             }
             match limits.are(&versions) {
                 true => break (spent_from, stored),
@@ -490,11 +487,6 @@ fn named<'a>(requests: &'a [&Request]) -> impl Iterator<Item = (&'a AccountId, &
         Action::Transfer(transfer) => Some((&request.account, transfer.once.as_ref()?)),
         _ => None,
     })
-}
-
-fn accounts_of(requests: &[&Request]) -> Rows {
-    let accounts: BTreeSet<&str> = requests.iter().map(|request| request.account.as_str()).collect();
-    Rows::of(accounts)
 }
 
 fn latest(requests: &[&Request]) -> Time {

@@ -30,8 +30,8 @@ pub enum Backend {
 /// - `{for_update}`: PostgreSQL locks the rows it read; SQLite's transaction already has the one
 ///   write lock, and no such clause.
 /// - `{for_update_or_skip}`: as `{for_update}`, but a row that another has locked is left out at once.
-/// - `{begin}` before a transaction's first statement and `{commit}` after its last: SQLite begins and commits
-///   with them, which saves a trip to its thread each; PostgreSQL has no such thing.
+/// - `{commit}` after a transaction's last statement: SQLite commits with it, which saves a trip to its thread;
+///   PostgreSQL has no such thing.
 /// - `{now_ms}`: the database's own clock.
 pub(super) fn render(text: &str, backend: Backend) -> String {
     let tokens = match backend {
@@ -42,7 +42,6 @@ pub(super) fn render(text: &str, backend: Backend) -> String {
             ("{rows4}", "json_each($4) AS given"),
             ("{for_update}", ""),
             ("{for_update_or_skip}", ""),
-            ("{begin}", "BEGIN IMMEDIATE;"),
             ("{commit}", ";COMMIT"),
             ("{now_ms}", "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS BIGINT)"),
         ],
@@ -53,7 +52,6 @@ pub(super) fn render(text: &str, backend: Backend) -> String {
             ("{rows4}", "jsonb_array_elements(CAST($4 AS jsonb)) AS given(value)"),
             ("{for_update}", "FOR UPDATE"),
             ("{for_update_or_skip}", "FOR UPDATE SKIP LOCKED"),
-            ("{begin}", ""),
             ("{commit}", ""),
             ("{now_ms}", "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"),
         ],

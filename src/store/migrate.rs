@@ -16,7 +16,7 @@ use sqlx::{
 
 use super::{PATIENCE, Pools, StoreError, dialect};
 
-static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
+pub(super) static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 
 pub(super) async fn run(pools: &Pools) -> Result<(), StoreError> {

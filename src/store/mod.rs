@@ -68,6 +68,7 @@ pub struct Statement {
     text: &'static str,
     sqlite: OnceLock<&'static str>,
     postgres: OnceLock<&'static str>,
+    beginning: OnceLock<&'static str>,
 }
 
 impl Statement {
@@ -76,7 +77,13 @@ impl Statement {
     }
 
     pub const fn named(name: &'static str, text: &'static str) -> Statement {
-        Statement { name, text, sqlite: OnceLock::new(), postgres: OnceLock::new() }
+        Statement {
+            name,
+            text,
+            sqlite: OnceLock::new(),
+            postgres: OnceLock::new(),
+            beginning: OnceLock::new(),
+        }
     }
 
     /// The text as `backend` wants it; rendered once per statement and kept.
@@ -86,6 +93,14 @@ impl Statement {
             Backend::Postgres => &self.postgres,
         };
         slot.get_or_init(|| Box::leak(dialect::render(self.text, backend).into_boxed_str()))
+    }
+
+    /// The text for SQLite as the first of a writing transaction, which begins with it.
+    fn beginning(&self) -> &'static str {
+        self.beginning.get_or_init(|| {
+            let text = format!("{}; {}", dialect::begin(Backend::Sqlite, true), self.on(Backend::Sqlite));
+            Box::leak(text.into_boxed_str())
+        })
     }
 }
 
@@ -349,28 +364,16 @@ impl Db {
         }
     }
 
-    /// A transaction that writes. On SQLite it takes the write lock now, not at its first write.
+    /// A transaction that writes. It has its turn among this process's writers from here on; on SQLite it begins,
+    /// and keeps other processes out, with its first statement.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
-        self.transaction(Purpose::Write, PATIENCE).await
-    }
-
-    /// A transaction that writes, and the rows of its first statement, which `{begin}` stands before.
-    pub async fn begin_with<T: Row>(
-        &self,
-        first: &Statement,
-        values: Vec<Value>,
-    ) -> Result<(Tx, Vec<T>), StoreError> {
-        let mut tx = match self.backend() {
-            Backend::Postgres => self.begin().await?,
+        match self.backend() {
+            Backend::Postgres => self.transaction(Purpose::Write, PATIENCE).await,
             Backend::Sqlite => {
                 let deadline = Instant::now() + PATIENCE;
-                Tx { lease: self.lease(Purpose::Write, deadline).await?, deadline }
+                Ok(Tx { lease: self.lease(Purpose::Write, deadline).await?, deadline, begun: false })
             }
-        };
-        let rows = tx.all(first, values).await?;
-        // From here on the connection is in a transaction, whoever began it.
-        tx.lease.clean = false;
-        Ok((tx, rows))
+        }
     }
 
     /// Does `work`, which is one writing transaction beside the ledger's own, when it is its turn, and again when it
@@ -408,13 +411,13 @@ impl Db {
         lease.raw(dialect::begin(self.backend(), purpose == Purpose::Write), deadline).await?;
         // From here on the connection is in a transaction: it goes back only through commit or rollback.
         lease.clean = false;
-        Ok(Tx { lease, deadline })
+        Ok(Tx { lease, deadline, begun: true })
     }
 
     /// All rows of one reading statement, outside of any transaction.
     pub async fn all<T: Row>(&self, statement: &Statement, values: Vec<Value>) -> Result<Vec<T>, StoreError> {
         let deadline = Instant::now() + PATIENCE;
-        self.lease(Purpose::Read, deadline).await?.all(statement, values, deadline).await
+        self.lease(Purpose::Read, deadline).await?.all(statement.on(self.backend()), values, deadline).await
     }
 
     /// As [`Db::all`], for statements that may read much: only a few run at once.
@@ -426,7 +429,7 @@ impl Db {
         let deadline = Instant::now() + PATIENCE;
         let turn = tokio::time::timeout_at(deadline, self.long_reads.acquire()).await;
         let _turn = turn.map_err(|_| StoreError::Unavailable("too many reads wait".to_owned()))?;
-        self.lease(Purpose::Read, deadline).await?.all(statement, values, deadline).await
+        self.lease(Purpose::Read, deadline).await?.all(statement.on(self.backend()), values, deadline).await
     }
 
     /// The row of one reading statement, if there is one.
@@ -446,7 +449,10 @@ impl Db {
     /// One writing statement as a transaction of its own; gives the number of rows it touched.
     pub async fn execute(&self, statement: &Statement, values: Vec<Value>) -> Result<u64, StoreError> {
         let deadline = Instant::now() + PATIENCE;
-        self.lease(Purpose::Write, deadline).await?.execute(statement, values, deadline).await
+        self.lease(Purpose::Write, deadline)
+            .await?
+            .execute(statement.on(self.backend()), values, deadline)
+            .await
     }
 
     async fn lease(&self, purpose: Purpose, deadline: Instant) -> Result<Lease, StoreError> {

@@ -52,7 +52,7 @@ const PARTIAL: [&str; 4] = ["holds_due", "webhook_events_open", "webhook_events_
 const NOON: i64 = 1_795_262_400_000;
 const DAY: i64 = 86_400_000;
 
-async fn fill(db: &Db) {
+pub(super) async fn fill(db: &Db) {
     const AT_A_TIME: usize = 4_000;
     crate::plan::seed(db, "free", "usd", crate::clock::Time(1)).await.unwrap();
     for (text, rows) in rows::FILL {
@@ -213,7 +213,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
     let last = "cast_1795100000000";
     vec![
         ("identity::key::FIND_SECRET", binds!["hash_7"]),
-        ("ledger::load::BEGIN_AND_LOCK_ACCOUNTS", binds![accounts()]),
+        ("ledger::load::LOCK_ACCOUNTS", binds![accounts()]),
         ("ledger::load::VERSIONS", binds![accounts()]),
         ("ledger::load::BALANCES", binds![balances(), accounts()]),
         ("ledger::load::HOLDS", binds![ids("cast", 20)]),

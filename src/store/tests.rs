@@ -168,3 +168,45 @@ async fn the_indexes_of_retention_do_not_wait_for_long_and_are_tried_again() {
     })
     .await;
 }
+
+/// What a table holds, and how it was made.
+async fn contents(db: &Db, table: &str) -> (Vec<String>, Vec<String>) {
+    let made =
+        format!("SELECT sql FROM sqlite_master WHERE tbl_name = '{table}' AND type <> 'table' ORDER BY name");
+    let columns = format!("SELECT json_group_array(name) FROM pragma_table_info('{table}')");
+    let columns: (String,) = db.one(&Statement::new(columns.leak()), vec![]).await.unwrap();
+    let columns: Vec<String> = serde_json::from_str(&columns.0).unwrap();
+    let rows = format!("SELECT json_array({0}) FROM {table} ORDER BY {0}", columns.join(", "));
+    let [made, rows] = [made, rows].map(|text| Statement::new(text.leak()));
+    let texts = async |statement| {
+        let rows: Vec<(Option<String>,)> = db.all(statement, vec![]).await.unwrap();
+        rows.into_iter().filter_map(|(text,)| text).collect()
+    };
+    (texts(&made).await, texts(&rows).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_moved_to_where_their_keys_keep_them() {
+    const MOVED: [&str; 5] = ["balances", "entries", "holds", "casts", "batches"];
+    let folder = tempfile::tempdir().unwrap();
+    let db = Db::open(&format!("sqlite:{}/test.db", folder.path().display())).unwrap();
+    let Pools::Sqlite { write, .. } = &db.pools else { unreachable!() };
+    let before = migrate::SQLITE.iter().filter(|migration| migration.version < 7).cloned().collect();
+    let mut lease = write.acquire().await.unwrap();
+    let connection = lease.connection().unwrap();
+    sqlx::migrate::Migrator::with_migrations(before).run_direct(None, connection, false).await.unwrap();
+    drop(lease);
+    db.migrated.store(true, Ordering::Release);
+    plans::fill(&db).await;
+    let mut were = Vec::new();
+    for table in MOVED {
+        were.push(contents(&db, table).await);
+    }
+    db.migrate().await.unwrap();
+    for (table, was) in MOVED.into_iter().zip(were) {
+        let is = contents(&db, table).await;
+        assert!(!was.1.is_empty(), "nothing was in {table}");
+        assert!(was == is, "{table} is not what it was");
+    }
+    db.close().await;
+}

@@ -45,14 +45,14 @@ pub(super) struct Lease {
 
 /// Binds `values` and runs the query by `$method` on whichever connection this is.
 macro_rules! on_connection {
-    ($lease:ident, $statement:ident, $values:ident, $deadline:ident, $query:ident $(::<$T:ty>)?, $method:ident) => {{
+    ($lease:ident, $text:ident, $values:ident, $deadline:ident, $query:ident $(::<$T:ty>)?, $method:ident) => {{
         let was_clean = std::mem::replace(&mut $lease.clean, false);
         #[cfg(test)]
-        let met = $lease.meet($statement.on(Backend::Sqlite), &$values, $deadline).await?;
+        let met = $lease.meet($text, &$values, $deadline).await?;
         let work = async {
             match $lease.connection.as_mut() {
                 Some(Connection::Sqlite(connection)) => {
-                    let mut query = sqlx::$query::<Sqlite $(, $T)?>($statement.on(Backend::Sqlite));
+                    let mut query = sqlx::$query::<Sqlite $(, $T)?>($text);
                     for value in $values {
                         query = match value {
                             Value::Text(text) => query.bind(text),
@@ -63,7 +63,7 @@ macro_rules! on_connection {
                     query.$method(connection.connection()?).await.map(|done| done.into())
                 }
                 Some(Connection::Postgres(connection)) => {
-                    let mut query = sqlx::$query::<Postgres $(, $T)?>($statement.on(Backend::Postgres));
+                    let mut query = sqlx::$query::<Postgres $(, $T)?>($text);
                     for value in $values {
                         query = match value {
                             Value::Text(text) => query.bind(text),
@@ -88,20 +88,20 @@ macro_rules! on_connection {
 impl Lease {
     pub async fn all<T: Row>(
         &mut self,
-        statement: &Statement,
+        text: &'static str,
         values: Vec<Value>,
         deadline: Instant,
     ) -> Result<Vec<T>, StoreError> {
-        on_connection!(self, statement, values, deadline, query_as::<T>, fetch_all)
+        on_connection!(self, text, values, deadline, query_as::<T>, fetch_all)
     }
 
     pub async fn execute(
         &mut self,
-        statement: &Statement,
+        text: &'static str,
         values: Vec<Value>,
         deadline: Instant,
     ) -> Result<u64, StoreError> {
-        let done: Affected = on_connection!(self, statement, values, deadline, query, execute)?;
+        let done: Affected = on_connection!(self, text, values, deadline, query, execute)?;
         Ok(done.0)
     }
 
@@ -136,21 +136,26 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
-    fn drop(&mut self) {
+impl Lease {
+    /// Lets go of the connection, which is closed unless it is clean.
+    fn let_go(&mut self) {
+        let connection = self.connection.take();
         #[cfg(test)]
         if self.simulated.is_some() {
-            self.connection
-                .take()
-                .into_iter()
-                .for_each(|c| super::simulated::Simulated::take_back(c, self.clean));
+            connection.into_iter().for_each(|c| super::simulated::Simulated::take_back(c, self.clean));
             return;
         }
-        match self.connection.take() {
+        match connection {
             Some(Connection::Sqlite(connection)) if !self.clean => connection.discard(),
             Some(Connection::Postgres(connection)) if !self.clean => drop(connection.detach()),
             _ => {}
         }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.let_go();
     }
 }
 
@@ -173,6 +178,9 @@ impl From<sqlx::postgres::PgQueryResult> for Affected {
 pub struct Tx {
     pub(super) lease: Lease,
     pub(super) deadline: Instant,
+    /// Not yet on SQLite, whose connection is another thread: to begin along with the first statement saves a
+    /// trip to it.
+    pub(super) begun: bool,
 }
 
 impl Tx {
@@ -182,7 +190,31 @@ impl Tx {
         statement: &Statement,
         values: Vec<Value>,
     ) -> Result<Vec<T>, StoreError> {
-        self.lease.all(statement, values, self.deadline).await
+        if std::mem::replace(&mut self.begun, true) {
+            return self.lease.all(statement.on(self.lease.backend()), values, self.deadline).await;
+        }
+        let rows = self.lease.all(statement.beginning(), values, self.deadline).await;
+        self.has_begun(rows)
+    }
+
+    /// Begins, if it has not yet, before a statement whose rows are counted: the count would be wrong if it began
+    /// along with it.
+    async fn begin(&mut self) -> Result<(), StoreError> {
+        if std::mem::replace(&mut self.begun, true) {
+            return Ok(());
+        }
+        let begun = self.lease.raw(dialect::begin(Backend::Sqlite, true), self.deadline).await;
+        self.has_begun(begun)
+    }
+
+    fn has_begun<T>(&mut self, begun: Result<T, StoreError>) -> Result<T, StoreError> {
+        // From here on the connection is in a transaction: it goes back only through commit or rollback.
+        self.lease.clean = false;
+        if begun.is_err() {
+            // Perhaps it is in none, and then each statement would be committed by itself.
+            self.lease.let_go();
+        }
+        begun
     }
 
     /// The row of a statement, if there is one.
@@ -201,12 +233,33 @@ impl Tx {
 
     /// Runs a writing statement; gives the number of rows it touched.
     pub async fn execute(&mut self, statement: &Statement, values: Vec<Value>) -> Result<u64, StoreError> {
-        self.lease.execute(statement, values, self.deadline).await
+        self.begin().await?;
+        self.lease.execute(statement.on(self.lease.backend()), values, self.deadline).await
+    }
+
+    /// Locks the rows of a statement, and gives them, where the database locks rows. `None`: the transaction has all
+    /// of the database to itself.
+    pub async fn lock<T: Row>(
+        &mut self,
+        statement: &Statement,
+        values: Vec<Value>,
+    ) -> Result<Option<Vec<T>>, StoreError> {
+        match self.lease.backend() {
+            Backend::Postgres => self.all(statement, values).await.map(Some),
+            Backend::Sqlite => Ok(None),
+        }
     }
 
     /// Makes the transaction durable. After an `Unavailable` it is not known whether it is.
-    pub async fn commit(mut self) -> Result<(), StoreError> {
-        self.lease.raw("COMMIT", self.deadline).await
+    pub async fn commit(self) -> Result<(), StoreError> {
+        self.end("COMMIT").await
+    }
+
+    async fn end(mut self, by: &'static str) -> Result<(), StoreError> {
+        match self.begun {
+            true => self.lease.raw(by, self.deadline).await,
+            false => Ok(()),
+        }
     }
 
     /// Runs a last writing statement, which `{commit}` stands behind, and makes the transaction durable. After
@@ -218,7 +271,7 @@ impl Tx {
                 self.commit().await
             }
             Backend::Sqlite => {
-                self.lease.execute(last, values, self.deadline).await?;
+                self.execute(last, values).await?;
                 self.lease.clean = true;
                 Ok(())
             }
@@ -226,7 +279,7 @@ impl Tx {
     }
 
     /// Gives up what was written, and keeps the connection.
-    pub async fn rollback(mut self) -> Result<(), StoreError> {
-        self.lease.raw("ROLLBACK", self.deadline).await
+    pub async fn rollback(self) -> Result<(), StoreError> {
+        self.end("ROLLBACK").await
     }
 }

@@ -87,9 +87,9 @@ statements! {
         SELECT reference, cause, balance_id, amount, created_at FROM entries
         WHERE reference IN (SELECT given.value ->> 0 FROM {rows})";
     LAST_CLOSINGS = "
-        SELECT reference, cause, balance_id, amount, created_at FROM entries
-        WHERE (reference, cause, balance_id) IN
-            (SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2 FROM {rows})";
+        SELECT reference, cause, balance_id, amount, created_at
+        FROM {rows} JOIN entries ON reference = given.value ->> 0 AND cause = given.value ->> 1
+            AND balance_id = given.value ->> 2";
     ADD_CLOSINGS = "
         INSERT INTO entries (reference, cause, balance_id, amount, created_at)
         SELECT given.value ->> 0, 'closing', given.value ->> 1, CAST(given.value ->> 2 AS BIGINT),
