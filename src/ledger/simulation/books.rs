@@ -18,8 +18,7 @@ static LOOK: Statement = Statement::new(
             starts_at, granted, posted, pending, calls)) FROM balances),
         'holds', (SELECT json_group_array(json_array(id, account_id, key_id, spell, amount, began_at,
             expires_at, state, posted, late, ended_at, pay_from IS NOT NULL)) FROM holds),
-        'lines', (SELECT json_group_array(json_array(rowid, reference, cause, balance_id, amount))
-            FROM entries WHERE rowid > $1),
+        'lines', (SELECT json_group_array(json_array(reference, cause, balance_id, amount)) FROM entries),
         'casts', (SELECT json_group_array(json_array(id, status, cost)) FROM casts),
         'limits', (SELECT json_group_array(json_array(id, account_id, scope, period, hard_limit))
             FROM budgets WHERE hard_limit IS NOT NULL))",
@@ -29,7 +28,7 @@ static LOOK: Statement = Statement::new(
 struct Look {
     balances: Vec<Balance>,
     holds: Vec<Hold>,
-    lines: Vec<(i64, String, String, String, i64)>,
+    lines: Vec<(String, String, String, i64)>,
     casts: Vec<(String, String, i64)>,
     limits: Vec<(String, String, String, String, i64)>,
 }
@@ -78,27 +77,23 @@ pub struct LimitNow {
 /// A line's place: reference, cause and balance.
 pub type Place = (String, String, String);
 
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Books {
     pub balances: BTreeMap<String, Balance>,
     pub holds: BTreeMap<String, Hold>,
     pub lines: BTreeMap<Place, i64>,
     pub casts: BTreeMap<String, (String, i64)>,
     pub limits: Vec<LimitNow>,
-    last_line: i64,
 }
 
 impl Books {
-    /// The books as they are now, of which `self` is what they were.
-    pub async fn now(&self, db: &Db) -> Books {
-        let (text,): (String,) = db.one(&LOOK, binds![self.last_line]).await.unwrap();
+    /// The books as they are now.
+    pub async fn now(db: &Db) -> Books {
+        let (text,): (String,) = db.one(&LOOK, binds![]).await.unwrap();
         let look: Look = serde_json::from_str(&text).unwrap();
-        let mut lines = self.lines.clone();
-        let mut last_line = self.last_line;
-        for (row, reference, cause, balance, amount) in look.lines {
-            last_line = last_line.max(row);
-            assert_eq!(lines.insert((reference, cause, balance), amount), None);
-        }
+        let lines = look.lines.into_iter();
+        let lines =
+            lines.map(|(reference, cause, balance, amount)| ((reference, cause, balance), amount)).collect();
         let limits = look.limits.into_iter().map(|(budget, account, scope, period, hard)| LimitNow {
             budget,
             account,
@@ -116,7 +111,6 @@ impl Books {
             casts: look.casts.into_iter().map(|(id, status, cost)| (id, (status, cost))).collect(),
             limits: limits.collect(),
             lines,
-            last_line,
         }
     }
 
@@ -168,12 +162,21 @@ impl Books {
 
     /// What must hold of any books, and of these as what came of `before` by one transaction.
     pub fn follow(&self, before: &Books) -> Result<(), String> {
+        self.lines_stay(before)?;
         self.totals()?;
         self.windows()?;
         self.ends(before)?;
         let over = self.over(before);
         self.bounds(before, &over)?;
         self.limits_held(before, &over)
+    }
+
+    /// A line is never changed or removed.
+    fn lines_stay(&self, before: &Books) -> Result<(), String> {
+        match before.lines.iter().find(|(place, amount)| self.lines.get(*place) != Some(amount)) {
+            None => Ok(()),
+            Some(line) => Err(format!("{line:?} is not what it was")),
+        }
     }
 
     /// Posted is what the lines say, pending what the open holds say.

@@ -82,7 +82,7 @@ impl World {
             || {},
         );
         let observer = Db::simulated(&disk.aside(), &onlooker);
-        let books = at_once(Books::default().now(&observer));
+        let books = at_once(Books::now(&observer));
         let now = *dice.pick(&BEGINNINGS);
         let state = State {
             dice,
@@ -246,8 +246,8 @@ impl World {
     /// Looks at the books after a commit.
     fn committed(&self, incarnation: usize) {
         let before = std::mem::take(&mut self.state().books);
-        let after = at_once(before.now(&self.observer));
-        self.note(|| format!("  {incarnation} committed {} lines", after.lines.len() - before.lines.len()));
+        let after = at_once(Books::now(&self.observer));
+        self.note(|| format!("  {incarnation} committed {} lines", after.new_lines(&before).count()));
         let follows = after.follow(&before);
         let mut state = self.state();
         state.commits += 1;
