@@ -29,7 +29,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// The defaults of the tests: an admin's key, and rates that nobody reaches.
+    /// The defaults of the tests: an admin's key, rates that nobody reaches, and no audits, whose first would come
+    /// at any moment, and ask a test's Stripe what no test expects.
     pub fn on(backend: &Backend) -> Options {
         Options { variables: Vec::new() }
             .var("DATABASE_URL", backend.url())
@@ -37,6 +38,7 @@ impl Options {
             .var("HOST", "127.0.0.1")
             .var("RATE_LIMIT_PER_MINUTE", "1000000")
             .var("RATE_LIMIT_ANON_PER_MINUTE", "1000000")
+            .var("AUDIT_INTERVAL_SECONDS", "0")
             .var("RUST_LOG", "warn")
     }
 
