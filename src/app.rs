@@ -17,13 +17,14 @@ use tokio::{runtime::Handle, task::JoinHandle, time::timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    audit,
     cast::Pipeline,
     clock::Clock,
     config::Config,
     http::{self, AppState},
     identity::{Identity, jwt},
     inbox::Inbox,
-    ledger::{Ledger, audit, sweeper},
+    ledger::{Ledger, sweeper},
     plan,
     rate::Limiter,
     reply, retention,
@@ -155,7 +156,7 @@ impl Application {
         let auditing = state
             .config
             .audit_every
-            .map(|every| audit::start(state.db.clone(), state.metrics.clone(), every));
+            .map(|every| audit::start(state.db.clone(), state.stripe.clone(), state.metrics.clone(), every));
         let retaining = state
             .config
             .retention_days

@@ -2,6 +2,7 @@
 //! anything that costs money per call. `ARCHITECTURE.md` is the map.
 
 pub mod app;
+pub mod audit;
 pub mod budget;
 pub mod cast;
 pub mod cli;

@@ -110,7 +110,7 @@ impl Metrics {
             ),
             ledger_drift: counter(
                 "ledger_drift_total",
-                "Differences between the books and what they follow from, at each audit anew.",
+                "Differences between the books and what they follow from, or what Stripe has, at each audit anew.",
             ),
             ledger_batches: counter("ledger_batches_total", "Transactions of the ledger's writer."),
             ledger_operations: counter("ledger_operations_total", "Operations in those transactions."),

@@ -1,5 +1,5 @@
 //! `spell-platform audit` against Stripe's books: after all that can be bought, with each difference planted,
-//! and where Stripe can't be read.
+//! and where Stripe can't be read. And the same by servers themselves.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Backend, Client, Customer, Options, Server, both, unix_now},
+    harness::{Backend, Client, Customer, Options, Proxy, Server, both, eventually, unix_now},
     stripe_events::{credits, plan_and_status},
     stripe_server::SECRET_KEY,
     stripe_stand_in::StandIn,
@@ -23,8 +23,12 @@ struct Shop {
 
 impl Shop {
     async fn open(backend: &Backend) -> Shop {
+        Shop::open_with(Options::on(backend)).await
+    }
+
+    async fn open_with(options: Options) -> Shop {
         let stripe = StandIn::start();
-        let server = Server::start(stripe.sells_for(Options::on(backend))).await;
+        let server = Server::start(stripe.sells_for(options)).await;
         stripe.tells(&server).await;
         let plan = json!({"name": "Pro", "price_cents": 1_000, "included_credits": 40});
         server.admin().put("/v1/plans/pro", plan).await.expect(200);
@@ -417,4 +421,101 @@ async fn everything_goes_on_while_stripe_is_compared(backend: Backend) {
     assert!(printed.lines().last().unwrap().ends_with(": no drift"), "{printed}");
     shop.stripe.control("recover", json!({})).await;
     assert_eq!(shop.found(&[], 0).await.0, Vec::<[String; 5]>::new());
+}
+
+/// For a server that audits every second.
+fn auditing(backend: &Backend) -> Options {
+    Options::on(backend).var("AUDIT_INTERVAL_SECONDS", 1).var("RUST_LOG", "info")
+}
+
+const A_WHILE: Duration = Duration::from_secs(30);
+
+impl Shop {
+    async fn has_logged(&self, text: &str, times: usize) {
+        let log = || async { (self.server.output().stderr.matches(text).count() >= times).then_some(()) };
+        eventually(A_WHILE, text, log).await;
+    }
+
+    async fn drift_counted(&self) -> f64 {
+        self.server.metric("ledger_drift_total").await
+    }
+
+    async fn has_counted_drift(&self) {
+        let counted = || async { Some(self.drift_counted().await).filter(|count| *count > 0.0) };
+        let count = eventually(A_WHILE, "drift that is counted", counted).await;
+        assert_eq!(count % 2.0, 0.0, "a purchase and its credits are two differences");
+    }
+}
+
+both!(a_server_counts_by_itself_what_differs_at_stripe);
+async fn a_server_counts_by_itself_what_differs_at_stripe(backend: Backend) {
+    let shop = Shop::open_with(auditing(&backend)).await;
+    let buyer = shop.customer().await;
+    shop.buys(&buyer, json!({"credits": 100})).await;
+    shop.has_logged("1 purchases, 0 invoices, 0 subscriptions, 0 refunds and disputes; 0 to be applied", 1)
+        .await;
+    shop.stripe.tells_nobody().await;
+    let unheard = purchase_of(&shop.buys(&buyer, json!({"credits": 50})).await);
+    // Stripe made its event a moment ago.
+    shop.has_logged("; 2 to be applied or seen to: no drift", 1).await;
+    assert_eq!(shop.drift_counted().await, 0.0);
+    shop.stripe.ages().await;
+    shop.has_counted_drift().await;
+    let log = shop.server.output().stderr;
+    assert!(log.contains(&format!("{unheard}: status is open, at Stripe paid")), "{log}");
+    assert!(log.contains("the books and Stripe's do not agree: run spell-platform audit"), "{log}");
+    assert!(!log.contains("the books do not agree") && !log.contains(SECRET_KEY), "{log}");
+}
+
+both!(a_server_that_can_not_read_stripe_counts_nothing_and_tries_again);
+async fn a_server_that_can_not_read_stripe_counts_nothing_and_tries_again(backend: Backend) {
+    let stripe = StandIn::start();
+    let port = stripe.base.rsplit(':').next().unwrap().parse().unwrap();
+    let between = Proxy::to(("127.0.0.1".to_owned(), port)).await;
+    let base = format!("http://127.0.0.1:{}", between.port());
+    let options = stripe.sells_for(auditing(&backend)).var("STRIPE_API_BASE", base);
+    let shop = Shop { server: Server::start(options).await, stripe };
+    // The last of its lists: all that differs was seen by then.
+    let fault = json!({"status": 403, "times": 1_000_000, "path": "/v1/disputes"});
+    shop.stripe.control("fail", fault).await;
+    let buyer = shop.customer().await;
+    shop.buys(&buyer, json!({"credits": 50})).await;
+    shop.stripe.ages().await;
+    let failed = "the books could not be compared with Stripe's";
+    let before = shop.server.output().stderr.matches(failed).count();
+    shop.has_logged(failed, before + 2).await;
+    assert_eq!(shop.drift_counted().await, 0.0);
+    between.cut().await;
+    shop.has_logged("Stripe can't be reached", 1).await;
+    assert_eq!(shop.drift_counted().await, 0.0);
+    shop.stripe.control("recover", json!({})).await;
+    between.restore().await;
+    shop.has_counted_drift().await;
+}
+
+both!(a_server_stops_while_stripe_is_at_its_answer);
+async fn a_server_stops_while_stripe_is_at_its_answer(backend: Backend) {
+    let mut shop = Shop::open_with(auditing(&backend)).await;
+    let buyer = shop.customer().await;
+    let hang = json!({"seconds": 3_600, "times": 1_000_000, "path": "/v1/invoices"});
+    shop.stripe.control("hang", hang).await;
+    let asked = || async {
+        let requests = shop.stripe.requests().await;
+        let waits = |request: &Value| {
+            request["path"].as_str().unwrap().starts_with("/v1/invoices") && request["status"].is_null()
+        };
+        requests.iter().any(waits).then_some(())
+    };
+    eventually(A_WHILE, "a comparison that waits", asked).await;
+    // Nobody waits for it, and it keeps nothing of the database.
+    buyer.echo().await.expect(200);
+    let unused = || async { (shop.server.metric("db_pool_in_use").await == 0.0).then_some(()) };
+    eventually(A_WHILE, "a database that nobody uses", unused).await;
+    assert!(shop.server.terminate(Duration::from_secs(15)).await.success());
+    let log = shop.server.output().stderr;
+    assert!(log.contains("\"stopped\"") && !log.contains("still waiting"), "{log}");
+    // What it had begun is another's once it is due.
+    shop.stripe.control("recover", json!({})).await;
+    shop.server.restart().await;
+    shop.has_logged("the books and Stripe's agree", 1).await;
 }

@@ -17,7 +17,7 @@
 //! Not checked: how many `calls` are behind a balance; windows that no limit counts on any more, such as
 //! those of a plan's earlier version, which nothing moves along; that an allocation's credits are worth what
 //! was taken for them, since the value of a credit may have changed; and Stripe's own books, which
-//! [`crate::stripe::audit`] compares.
+//! [`crate::stripe::audit`] compares. Servers do both by themselves ([`crate::audit`]).
 //!
 //! # Failure behavior
 //!
@@ -30,20 +30,14 @@ mod differences;
 mod tests;
 mod windows;
 
-use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt};
 
 use serde::Serialize;
-use tokio::task::JoinHandle;
 
-use crate::{
-    store::{Db, StoreError, Tx, statements},
-    telemetry::Metrics,
-};
+use crate::store::{Db, StoreError, Tx, statements};
 
 /// How many differences of one kind are named, and counted.
 const MOST: usize = 10_000;
-/// How many of them a server writes into its log at a time.
-const MOST_LOGGED: usize = 100;
 
 statements! {
     AUDITED = "
@@ -122,36 +116,4 @@ pub(super) async fn audit_in(tx: &mut Tx) -> Result<Report, StoreError> {
     let recomputed = windows::recompute(tx).await?;
     drifts.extend(recomputed.drifts);
     Ok(Report { balances, skipped: windows - recomputed.windows, drifts })
-}
-
-/// Audits `every` so often, for the first time at a random moment within that, so that replicas take turns;
-/// until the task is aborted. What is found is logged and counted.
-pub fn start(db: Db, metrics: Arc<Metrics>, every: Duration) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        // Without randomness the replicas come at once, which is slower and nothing worse.
-        let share = getrandom::u32().unwrap_or(u32::MAX);
-        tokio::time::sleep(every.mul_f64(f64::from(share) / f64::from(u32::MAX))).await;
-        let mut ticks = tokio::time::interval(every);
-        // One that takes longer than `every` is not followed by those it left out.
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            match audit(&db).await {
-                Ok(report) => tell(&report, &metrics),
-                Err(error) => tracing::warn!(%error, "the books could not be audited"),
-            }
-        }
-    })
-}
-
-fn tell(report: &Report, metrics: &Metrics) {
-    if report.drifts.is_empty() {
-        tracing::info!(balances = report.balances, "audited: no drift");
-        return;
-    }
-    metrics.ledger_drift.inc_by(report.drifts.len() as u64);
-    for drift in report.drifts.iter().take(MOST_LOGGED) {
-        tracing::error!(%drift, "the books do not agree");
-    }
-    tracing::error!(%report, "the books do not agree: run spell-platform audit");
 }

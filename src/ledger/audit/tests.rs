@@ -1,5 +1,7 @@
 //! The audit on both databases: what kept its books agrees, and whatever is tampered with is named.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::{
     budget::{self, Limits, Scope},
@@ -14,6 +16,7 @@ use crate::{
     plan::{self, Definition},
     quota::{self, Metered},
     store::{Statement, binds, testing::each_backend},
+    telemetry::Metrics,
     wallet::{
         Allocation, Grant, PaidFor, Payment, Reversal, ReversalStatus, allocate, consume, grant,
         pricing::prices, reset, reverse,

@@ -11,9 +11,9 @@
 //! one that waits in the inbox for an operator. So what Stripe did before a suspicion was confirmed has either
 //! been applied by then, which the second reading sees, or is found among those events.
 //!
-//! It is an operator's command and no part of the servers' own audits. Those come to the same result on every
-//! replica and cost nobody else anything; Stripe bounds how often an account may ask, and every replica's reading
-//! of all its lists would take from what Checkout needs. And a Stripe that fails says nothing about the books.
+//! An operator's command compares whenever it is told to; of the servers one does in each interval of their audits
+//! ([`crate::audit`]). Either asks for one page after the other, which leaves Checkout what it needs of the requests
+//! that Stripe allows an account.
 //!
 //! Not compared: payments of before the time that is asked for, unless a subscription or an open dispute reaches
 //! into it; payments that an app took by itself, but what went back of them; a payment that has no payment intent;

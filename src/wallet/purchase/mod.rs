@@ -17,7 +17,7 @@ mod google;
 pub mod settings;
 mod stripe;
 #[cfg(test)]
-mod testing;
+pub mod testing;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
