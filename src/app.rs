@@ -76,8 +76,11 @@ impl Application {
                 // Should it not tell the time yet, `set_up` asks again.
                 let _ = sweeper::follow(&db, &clock).await;
             }
-            // Not there yet: `set_up` goes on trying.
-            _ => {}
+            // `set_up` goes on trying.
+            Ok(Err(_)) => {}
+            Err(_) => {
+                tracing::info!("the database is not there yet, or its schema is being brought up to date")
+            }
         }
         let limiter = match &config.redis_url {
             Some(url) => {

@@ -40,7 +40,7 @@ use sqlx::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{Semaphore, SemaphorePermit},
+    sync::{Mutex, Semaphore, SemaphorePermit},
     time::Instant,
 };
 
@@ -255,6 +255,7 @@ pub async fn despite_conflicts<T>(work: impl AsyncFn() -> Result<T, StoreError>)
 pub struct Db {
     pools: Pools,
     migrated: Arc<AtomicBool>,
+    migrating: Arc<Mutex<()>>,
     long_reads: Arc<Semaphore>,
     effects: Arc<Semaphore>,
     /// Where connections live: one that was made on an HTTP worker's own runtime would end with it.
@@ -302,6 +303,7 @@ impl Db {
         Ok(Db {
             pools: dialect::open(url)?,
             migrated: Arc::default(),
+            migrating: Arc::default(),
             long_reads: Arc::new(Semaphore::new(LONG_READS)),
             effects: Arc::new(Semaphore::new(EFFECTS)),
             runtime: Handle::current(),
@@ -322,11 +324,17 @@ impl Db {
         }
     }
 
-    /// Brings the schema up to this binary's. Any number of replicas may do so at once.
+    /// Brings the schema up to this binary's. Any number of replicas may do so at once. It goes on also if nobody
+    /// waits for it any longer: it may take minutes, and whoever asks again would begin anew.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        migrate::run(&self.pools).await?;
-        self.migrated.store(true, Ordering::Release);
-        Ok(())
+        let db = self.clone();
+        let migrating = self.runtime.spawn(async move {
+            let _turn = db.migrating.lock().await;
+            migrate::run(&db.pools).await?;
+            db.migrated.store(true, Ordering::Release);
+            Ok(())
+        });
+        migrating.await.unwrap_or_else(|ended| Err(StoreError::Unavailable(ended.to_string())))
     }
 
     /// The time as the database tells it, which every replica shares.

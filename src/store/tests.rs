@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
+use futures_util::FutureExt;
 use sqlx::{Executor, SqlSafeStr};
 
 use super::{testing::each_backend, *};
@@ -93,6 +94,30 @@ async fn a_transaction_that_is_dropped_leaves_nothing_behind() {
         assert_eq!(db.all::<(String,)>(&ACCOUNTS, vec![]).await.unwrap().len(), 1);
         let again = db.execute(&ADD_ACCOUNT, binds!["acct_1", "a"]).await;
         assert!(matches!(again, Err(StoreError::Duplicate(_))), "{again:?}");
+    })
+    .await;
+}
+
+/// Where it is not known whether a transaction has begun, nothing is written: it might be committed at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_whose_first_statement_was_given_up_writes_nothing() {
+    each_backend(|db| async move {
+        let mut given_up = 0;
+        for _ in 0..20 {
+            let mut tx = db.begin().await.unwrap();
+            if tx.all::<(String,)>(&ACCOUNTS, vec![]).now_or_never().is_some() {
+                continue;
+            }
+            given_up += 1;
+            if db.backend() == Backend::Sqlite {
+                let added = tx.execute(&ADD_ACCOUNT, binds!["acct_1", "a"]).await;
+                assert!(matches!(added, Err(StoreError::Unavailable(_))), "{added:?}");
+                let committed = tx.commit().await;
+                assert!(matches!(committed, Err(StoreError::Unavailable(_))), "{committed:?}");
+            }
+        }
+        assert!(given_up > 0);
+        assert!(db.all::<(String,)>(&ACCOUNTS, vec![]).await.unwrap().is_empty());
     })
     .await;
 }

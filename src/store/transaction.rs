@@ -190,9 +190,10 @@ impl Tx {
         statement: &Statement,
         values: Vec<Value>,
     ) -> Result<Vec<T>, StoreError> {
-        if std::mem::replace(&mut self.begun, true) {
+        if self.begun {
             return self.lease.all(statement.on(self.lease.backend()), values, self.deadline).await;
         }
+        self.expect_to_begin()?;
         let rows = self.lease.all(statement.beginning(), values, self.deadline).await;
         self.has_begun(rows)
     }
@@ -200,14 +201,24 @@ impl Tx {
     /// Begins, if it has not yet, before a statement whose rows are counted: the count would be wrong if it began
     /// along with it.
     async fn begin(&mut self) -> Result<(), StoreError> {
-        if std::mem::replace(&mut self.begun, true) {
+        if self.begun {
             return Ok(());
         }
+        self.expect_to_begin()?;
         let begun = self.lease.raw(dialect::begin(Backend::Sqlite, true), self.deadline).await;
         self.has_begun(begun)
     }
 
+    /// Fails if it was tried before, and whoever tried did not wait for the outcome: it may have begun or not.
+    fn expect_to_begin(&self) -> Result<(), StoreError> {
+        match self.lease.clean {
+            true => Ok(()),
+            false => Err(StoreError::Unavailable("its first statement was given up".to_owned())),
+        }
+    }
+
     fn has_begun<T>(&mut self, begun: Result<T, StoreError>) -> Result<T, StoreError> {
+        self.begun = true;
         // From here on the connection is in a transaction: it goes back only through commit or rollback.
         self.lease.clean = false;
         if begun.is_err() {
@@ -238,7 +249,7 @@ impl Tx {
     }
 
     /// Locks the rows of a statement, and gives them, where the database locks rows. `None`: the transaction has all
-    /// of the database to itself.
+    /// of the database to itself, from its first statement on.
     pub async fn lock<T: Row>(
         &mut self,
         statement: &Statement,
@@ -258,7 +269,8 @@ impl Tx {
     async fn end(mut self, by: &'static str) -> Result<(), StoreError> {
         match self.begun {
             true => self.lease.raw(by, self.deadline).await,
-            false => Ok(()),
+            // It did nothing.
+            false => self.expect_to_begin(),
         }
     }
 

@@ -1,0 +1,1 @@
+-- Nothing: SQLite alone can keep a table's rows by their key.
