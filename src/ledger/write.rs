@@ -90,7 +90,8 @@ statements! {
     DROP_KEYS_OF_HOLDS = "
         DELETE FROM idempotency_keys
         WHERE status IS NULL AND hold_id IN (SELECT given.value ->> 0 FROM {rows})";
-    // Also if it was lost, charged and answered meanwhile. Not by its name: after a day that may be another's.
+    // Also if it was lost, charged and answered meanwhile. Not by its name, which may be another's by then: after a
+    // day, or if the hold was lost and its key given back.
     DROP_KEYS_OF_UNDONE = "
         DELETE FROM idempotency_keys WHERE hold_id IN (SELECT given.value ->> 0 FROM {rows})";
 }

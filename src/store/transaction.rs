@@ -134,9 +134,7 @@ impl Lease {
         self.clean = true;
         Ok(())
     }
-}
 
-impl Lease {
     /// Lets go of the connection, which is closed unless it is clean.
     fn let_go(&mut self) {
         let connection = self.connection.take();
@@ -277,17 +275,12 @@ impl Tx {
     /// Runs a last writing statement, which `{commit}` stands behind, and makes the transaction durable. After
     /// an `Unavailable` it is not known whether it is.
     pub async fn commit_with(mut self, last: &Statement, values: Vec<Value>) -> Result<(), StoreError> {
-        match self.lease.backend() {
-            Backend::Postgres => {
-                self.execute(last, values).await?;
-                self.commit().await
-            }
-            Backend::Sqlite => {
-                self.execute(last, values).await?;
-                self.lease.clean = true;
-                Ok(())
-            }
+        self.execute(last, values).await?;
+        if self.lease.backend() == Backend::Postgres {
+            return self.commit().await;
         }
+        self.lease.clean = true;
+        Ok(())
     }
 
     /// Gives up what was written, and keeps the connection.
