@@ -56,6 +56,9 @@ pub enum StartError {
     Upstream(reqwest::Error),
 }
 
+/// How long the first requests wait for the first admin's key to be there.
+const FIRST_KEY_WITHIN: Duration = Duration::from_secs(1);
+
 /// The application, bound to its address and ready to run.
 pub struct Application {
     state: web::Data<AppState>,
@@ -141,6 +144,10 @@ impl Application {
     pub async fn run_until_stopped(self) -> io::Result<()> {
         let Application { state, listener, writer } = self;
         let address = listener.local_addr()?;
+        // Who polls for the process to live, and then comes with the first key, is let in.
+        let mut set_up = Box::pin(set_up(state.clone(), address));
+        let is_set_up = timeout(FIRST_KEY_WITHIN, &mut set_up).await.is_ok();
+        let setting_up = (!is_set_up).then(|| tokio::spawn(set_up));
         let shared = state.clone();
         let server = HttpServer::new(move || {
             reply::open_letter_box();
@@ -153,7 +160,6 @@ impl Application {
         .disable_signals()
         .listen(listener)?
         .run();
-        let setup = tokio::spawn(set_up(state.clone(), address));
         let sweeping =
             sweeper::start(state.db.clone(), state.clock.clone(), state.ledger.clone(), http::casts::lost);
         let auditing = state
@@ -171,7 +177,8 @@ impl Application {
         let ending = async {
             state.pipeline.tasks.close();
             state.pipeline.tasks.wait().await;
-            for task in [setup, sweeping, flushing, signals].into_iter().chain(auditing).chain(retaining) {
+            let tasks = [sweeping, flushing, signals].into_iter();
+            for task in tasks.chain(setting_up).chain(auditing).chain(retaining) {
                 task.abort();
                 let _ = task.await;
             }

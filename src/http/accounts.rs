@@ -10,15 +10,12 @@ use actix_web::{HttpResponse, web};
 use serde::Deserialize;
 
 use super::{
-    caller::no_account,
+    caller::{Admin, no_account},
     error::ApiError,
     extract::{Body, NoQuery, Page, Query, id_of, name},
     state::AppState,
 };
-use crate::{
-    id::AccountId,
-    identity::{Caller, KeyScope, account},
-};
+use crate::{id::AccountId, identity::account};
 
 #[derive(Deserialize)]
 pub struct NewAccount {
@@ -42,11 +39,10 @@ pub struct Listing {
 /// `POST /v1/accounts`
 pub async fn create(
     state: web::Data<AppState>,
-    caller: Caller,
+    _: Admin,
     _: NoQuery,
     body: Body<NewAccount>,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     let NewAccount { name: given, email: address } = body.value;
     let address = address.map(email).transpose()?;
     let account = account::create(&state.db, name("name", given)?, address, state.clock.now()).await?;
@@ -56,10 +52,9 @@ pub async fn create(
 /// `GET /v1/accounts`
 pub async fn list(
     state: web::Data<AppState>,
-    caller: Caller,
+    _: Admin,
     query: Query<Listing>,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     let Query(Listing { limit, cursor }) = query;
     let page = Page::new(limit.as_deref(), cursor, "acct_")?;
     let accounts = account::list(&state.db, page.cursor.as_deref(), page.limit + 1).await?;
@@ -69,11 +64,10 @@ pub async fn list(
 /// `GET /v1/accounts/{id}`
 pub async fn get(
     state: web::Data<AppState>,
-    caller: Caller,
+    _: Admin,
     path: web::Path<String>,
     _: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     let id: AccountId = id_of(path.into_inner()).ok_or_else(no_account)?;
     let account = account::get(&state.db, &id).await?.ok_or_else(no_account)?;
     Ok(HttpResponse::Ok().json(account))
@@ -82,12 +76,11 @@ pub async fn get(
 /// `PATCH /v1/accounts/{id}`
 pub async fn update(
     state: web::Data<AppState>,
-    caller: Caller,
+    _: Admin,
     path: web::Path<String>,
     _: NoQuery,
     body: Body<ChangedAccount>,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     let ChangedAccount { name: given, email: address, suspended } = body.value;
     if given.is_none() && address.is_none() && suspended.is_none() {
         return Err(ApiError::invalid("Say what to change: `suspended`, `name` or `email`."));

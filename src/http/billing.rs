@@ -194,9 +194,11 @@ fn respond(bought: Bought) -> Result<HttpResponse, ApiError> {
 impl From<StripeError> for ApiError {
     fn from(error: StripeError) -> ApiError {
         match error {
-            StripeError::TimedOut => Code::StripeTimeout.into(),
             StripeError::TooLittle | StripeError::TooMuch => ApiError::invalid(format!("{error}.")),
-            StripeError::Failed { .. } | StripeError::NoSuchCustomer | StripeError::NoSuchEmail => {
+            StripeError::TimedOut
+            | StripeError::Failed { .. }
+            | StripeError::NoSuchCustomer
+            | StripeError::NoSuchEmail => {
                 ApiError::new(Code::StripeError, format!("{} ({error})", Code::StripeError.sentence()))
             }
         }
@@ -222,7 +224,7 @@ mod tests {
         for (error, status, code) in [
             (failed, 502, "stripe_error"),
             (StripeError::NoSuchCustomer, 502, "stripe_error"),
-            (StripeError::TimedOut, 504, "stripe_timeout"),
+            (StripeError::TimedOut, 502, "stripe_error"),
             (StripeError::TooLittle, 400, "invalid_request"),
             (StripeError::TooMuch, 400, "invalid_request"),
         ] {

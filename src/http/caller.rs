@@ -28,7 +28,7 @@ use super::{
 use crate::{
     id::AccountId,
     identity::{
-        Caller, Denied,
+        Caller, Denied, KeyScope,
         jwt::{self, TokenError},
     },
     rate::Standing,
@@ -89,6 +89,23 @@ impl FromRequest for Caller {
         std::future::ready(caller.ok_or_else(|| {
             tracing::error!(path = request.path(), "a route that needs a caller is not behind `identify`");
             Code::Internal.into()
+        }))
+    }
+}
+
+/// A caller who may do what only admins may. For anybody else the request ends here: taken before the body, it
+/// answers 403 whatever that says.
+pub struct Admin(pub Caller);
+
+impl FromRequest for Admin {
+    type Error = ApiError;
+    type Future = std::future::Ready<Result<Admin, ApiError>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let caller = Caller::from_request(request, payload).into_inner();
+        std::future::ready(caller.and_then(|caller| {
+            caller.require(KeyScope::Admin)?;
+            Ok(Admin(caller))
         }))
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     AppState,
-    caller::named_account,
+    caller::{Admin, named_account},
     error::{ApiError, Code},
     extract::{Body, NoQuery, OptionalBody, Page, Query},
 };
@@ -241,12 +241,11 @@ pub async fn list(
 /// `POST /api/billing/reset`
 pub async fn reset(
     state: web::Data<AppState>,
-    caller: Caller,
+    Admin(caller): Admin,
     request: HttpRequest,
     _: NoQuery,
     body: OptionalBody<ResetBody>,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     if !state.config.allow_wallet_reset {
         let message = "Wallets can't be emptied on this server: ALLOW_WALLET_RESET is not true.";
         return Err(ApiError::new(Code::Forbidden, message));

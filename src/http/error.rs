@@ -74,7 +74,6 @@ codes! {
     CastUnsettled 503 "cast_unsettled" "The spell ran and is being booked; do not repeat it, look it up by its id.";
     Overloaded 503 "overloaded" "Too many requests are waiting; nothing was charged. Try again.";
     UpstreamTimeout 504 "upstream_timeout" "The spell's upstream took too long; nothing was charged.";
-    StripeTimeout 504 "stripe_timeout" "Stripe took too long; nothing was charged. Try again, with another Idempotency-Key if there was one.";
 }
 
 /// An error on its way out: a code, a sentence, and fields that a program can act on.

@@ -76,7 +76,8 @@ pub async fn list(
     caller.require_any(&[KeyScope::Read, KeyScope::Keys])?;
     let Query(Listing { limit, cursor }) = query;
     let page = Page::new(limit.as_deref(), cursor, "key_")?;
-    let keys = key::list(&state.db, &caller.account, page.cursor.as_deref(), page.limit + 1).await?;
+    let mut keys = key::list(&state.db, &caller.account, page.cursor.as_deref(), page.limit + 1).await?;
+    keys.iter_mut().for_each(|key| show_last_use(&state, key));
     Ok(HttpResponse::Ok().json(page.answer(keys, |key| key.id.to_string())))
 }
 
@@ -84,24 +85,28 @@ pub async fn list(
 pub async fn get(
     state: web::Data<AppState>,
     caller: Caller,
+    request: HttpRequest,
     path: web::Path<String>,
     _: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
     caller.require_any(&[KeyScope::Read, KeyScope::Keys])?;
-    Ok(HttpResponse::Ok().json(find(&state, &caller, path).await?))
+    let mut key = find(&state, &caller, &request, path).await?;
+    show_last_use(&state, &mut key);
+    Ok(HttpResponse::Ok().json(key))
 }
 
 /// `DELETE /v1/keys/{id}`
 pub async fn revoke(
     state: web::Data<AppState>,
     caller: Caller,
+    request: HttpRequest,
     path: web::Path<String>,
     _: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Keys)?;
-    let key = find(&state, &caller, path).await?;
+    let key = find(&state, &caller, &request, path).await?;
     caller.require_revoke(&key.id, key.scopes.as_deref())?;
-    match state.identity.revoke_key(&caller.account, &key.id).await? {
+    match state.identity.revoke_key(&key.account, &key.id).await? {
         true => Ok(HttpResponse::NoContent().finish()),
         false => Err(no_key()),
     }
@@ -111,28 +116,44 @@ pub async fn revoke(
 pub async fn rotate(
     state: web::Data<AppState>,
     caller: Caller,
+    request: HttpRequest,
     path: web::Path<String>,
     _: NoQuery,
     body: OptionalBody<Rotation>,
 ) -> Result<HttpResponse, ApiError> {
     caller.require(KeyScope::Keys)?;
     let grace = grace(body.value)?;
-    let key = find(&state, &caller, path).await?;
+    let key = find(&state, &caller, &request, path).await?;
     // The answer shows a secret that may do what that key may, just as making such a key would.
     caller.require_grant(key.scopes.as_deref())?;
     caller.require_limits(key.rate_limit_per_minute, key.expires_at)?;
     if let Some(end) = key.expires_at.filter(|end| *end <= state.clock.now()) {
         return Err(ApiError::invalid(format!("This key expired at {end}; make a new one.")));
     }
-    let rotated = state.identity.rotate_key(&caller.account, &key.id, grace).await?;
+    let rotated = state.identity.rotate_key(&key.account, &key.id, grace).await?;
     let (key, secret) = rotated.ok_or_else(no_key)?;
     Ok(shown_once(HttpResponse::Ok(), &key, &secret))
 }
 
-/// One of the caller's keys.
-async fn find(state: &AppState, caller: &Caller, path: web::Path<String>) -> Result<ApiKey, ApiError> {
+/// One of the caller's keys; for an admin who names no account, one of whichever account has it.
+async fn find(
+    state: &AppState,
+    caller: &Caller,
+    request: &HttpRequest,
+    path: web::Path<String>,
+) -> Result<ApiKey, ApiError> {
     let id: KeyId = id_of(path.into_inner()).ok_or_else(no_key)?;
-    key::get(&state.db, &caller.account, &id).await?.ok_or_else(no_key)
+    let of_any = caller.is_admin() && named_account(request.query_string())?.is_none();
+    let found = match of_any {
+        true => key::get_of_any(&state.db, &id).await?,
+        false => key::get(&state.db, &caller.account, &id).await?,
+    };
+    found.ok_or_else(no_key)
+}
+
+/// Uses are written every few seconds; what this replica took is shown at once.
+fn show_last_use(state: &AppState, key: &mut ApiKey) {
+    key.last_used_at = key.last_used_at.max(state.identity.unwritten_use(&key.id));
 }
 
 fn no_key() -> ApiError {

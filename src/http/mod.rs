@@ -156,7 +156,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
                 .default_service(web::to(not_found)),
         )
         .service(
-            // For other services and for admins: each handler requires the scope `admin`.
+            // For other services and for admins: each handler takes an `Admin`.
             scope("/internal/billing")
                 .wrap(middleware::from_fn(caller::identify))
                 .service(at("/dead-letters", "GET, HEAD").route(get().to(webhooks::dead_letters)))

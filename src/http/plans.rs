@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::{
     AppState,
+    caller::Admin,
     error::{ApiError, Code},
     extract::{Body, NoQuery, Page, Query, name},
 };
@@ -51,13 +52,13 @@ pub async fn get(
 /// `PUT /v1/plans/{code}`: 201 for a new plan, 200 for one that was there and is replaced whole.
 pub async fn put(
     state: web::Data<AppState>,
-    caller: Caller,
+    _: Admin,
     code: web::Path<String>,
     _: NoQuery,
     body: Body<Definition>,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     require_code(&code)?;
+    require_same(&code, body.value.code.as_deref())?;
     let billing = &state.config.billing;
     let mut terms = body.value.terms(&billing.currency).map_err(ApiError::invalid)?;
     terms.name = name("name", terms.name)?;
@@ -88,7 +89,7 @@ pub struct NewPlan {
 /// What other services change of a plan.
 #[derive(Deserialize)]
 pub struct PlanEdit {
-    /// No other than the path's: a plan keeps its code.
+    /// No other than the path's.
     code: Option<String>,
     name: Option<String>,
     period: Option<String>,
@@ -100,32 +101,29 @@ pub struct PlanEdit {
 /// `GET /internal/billing/plans`
 pub async fn list_for_services(
     state: web::Data<AppState>,
-    caller: Caller,
+    Admin(caller): Admin,
     query: Query<PageQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     list(state, caller, query).await
 }
 
 /// `GET /internal/billing/plans/{code}`
 pub async fn get_for_services(
     state: web::Data<AppState>,
-    caller: Caller,
+    Admin(caller): Admin,
     code: web::Path<String>,
     query: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     get(state, caller, code, query).await
 }
 
 /// `POST /internal/billing/plans`: 409 for a code that there is, whose plan stays as it is.
 pub async fn create(
     state: web::Data<AppState>,
-    caller: Caller,
+    _: Admin,
     _: NoQuery,
     body: Body<NewPlan>,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     let NewPlan { code, name: plan_name, period, limits, price_cents, currency } = body.value;
     require_code(&code)?;
     let stated = Definition {
@@ -147,22 +145,27 @@ pub async fn create(
 /// `PUT /internal/billing/plans/{code}`: 404 for a code that there is not.
 pub async fn edit(
     state: web::Data<AppState>,
-    caller: Caller,
+    _: Admin,
     code: web::Path<String>,
     _: NoQuery,
     body: Body<PlanEdit>,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     let PlanEdit { code: stated_code, name: plan_name, period, limits, price_cents, currency } = body.value;
-    if stated_code.is_some_and(|stated| stated != *code) {
-        return Err(ApiError::invalid("`code` must be the path's: a plan keeps its code."));
-    }
+    require_same(&code, stated_code.as_deref())?;
     let plan_name = plan_name.map(|text| name("name", text)).transpose()?;
     let edit = Edit { name: plan_name, price_cents, currency, period, limits };
     match plan::edit(&state.db, &code, edit, state.clock.now()).await? {
         Edited::Done(plan) => Ok(HttpResponse::Ok().json(plan)),
         Edited::Absent => Err(Code::PlanNotFound.into()),
         Edited::Invalid(problem) => Err(ApiError::invalid(problem)),
+    }
+}
+
+/// A body may repeat the path's code, as a plan that was read does.
+fn require_same(code: &str, stated: Option<&str>) -> Result<(), ApiError> {
+    match stated.is_none_or(|stated| stated == code) {
+        true => Ok(()),
+        false => Err(ApiError::invalid("`code` must be the path's: a plan keeps its code.")),
     }
 }
 

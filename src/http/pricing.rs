@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AppState,
+    caller::Admin,
     error::{ApiError, Code},
     extract::{Body, NoQuery},
 };
 use crate::{
     clock::Time,
-    identity::{Caller, KeyScope},
     wallet::pricing::{self, Change, Price, Stated, could_be_model},
 };
 
@@ -61,12 +61,11 @@ pub async fn get(
 /// `PUT /api/billing/pricing/{model}`: 201 for a model's first price, 200 for another one.
 pub async fn put(
     state: web::Data<AppState>,
-    caller: Caller,
+    _: Admin,
     model: web::Path<String>,
     _: NoQuery,
     body: Body<PutPrice>,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     if !could_be_model(&model) {
         return Err(ApiError::invalid("A model's name has 1 to 200 bytes and no control characters."));
     }

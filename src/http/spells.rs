@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{
     AppState,
+    caller::Admin,
     error::{ApiError, Code},
     extract::{Body, NoQuery, Page, Query, decode},
 };
@@ -103,12 +104,11 @@ pub async fn get(
 /// `PUT /v1/spells/{name}`
 pub async fn put(
     state: web::Data<AppState>,
-    caller: Caller,
+    _: Admin,
     name: web::Path<String>,
     _: NoQuery,
     body: Body<Map<String, Value>>,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     // First, because of a kind that is not there no field is known, and that would not be the point.
     if let Some(Value::String(kind)) = body.value.get("kind") {
         spell::check_kind(kind).map_err(refused)?;
@@ -125,11 +125,10 @@ pub async fn put(
 /// deleted: where no row overrides it, this is a 404 as for any other spell that nobody stated.
 pub async fn delete(
     state: web::Data<AppState>,
-    caller: Caller,
+    _: Admin,
     name: web::Path<String>,
     _: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     match state.spells.delete(&name).await? {
         true => Ok(HttpResponse::NoContent().finish()),
         false => Err(Code::SpellNotFound.into()),

@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
-    AppState, caller,
+    AppState,
+    caller::{self, Admin},
     error::{ApiError, Code},
     extract::{NoQuery, Page, Query, Raw, id_of},
     quota,
 };
 use crate::{
     clock::Time,
-    identity::{Caller, KeyScope},
     inbox::{self, Source, StoredEvent},
     payment, stripe,
 };
@@ -107,10 +107,9 @@ pub struct EventsQuery {
 /// `GET /v1/webhooks`: what an operator has to see to, or with `?status=` what has that status.
 pub async fn list(
     state: web::Data<AppState>,
-    caller: Caller,
+    _: Admin,
     Query(query): Query<EventsQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     let statuses = match query.status.as_deref() {
         None => inbox::OPEN.to_vec(),
         Some("all") => inbox::STATUSES.to_vec(),
@@ -146,11 +145,10 @@ fn cursor(event: &StoredEvent) -> String {
 /// `GET /v1/webhooks/{id}`
 pub async fn get(
     state: web::Data<AppState>,
-    caller: Caller,
+    _: Admin,
     path: web::Path<String>,
     _: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     let id: String = id_of(path.into_inner()).ok_or_else(no_event)?;
     let event = inbox::get(&state.db, &id).await?.ok_or_else(no_event)?;
     Ok(HttpResponse::Ok().json(event))
@@ -160,11 +158,10 @@ pub async fn get(
 /// became of it.
 pub async fn replay(
     state: web::Data<AppState>,
-    caller: Caller,
+    _: Admin,
     path: web::Path<String>,
     _: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     let id: String = id_of(path.into_inner()).ok_or_else(no_event)?;
     Ok(HttpResponse::Ok().json(replayed(&state, &id).await?))
 }
@@ -177,11 +174,10 @@ async fn replayed(state: &AppState, id: &str) -> Result<StoredEvent, ApiError> {
 /// `POST /v1/webhooks/{id}/dismiss`: takes the event off the list without applying it.
 pub async fn dismiss(
     state: web::Data<AppState>,
-    caller: Caller,
+    _: Admin,
     path: web::Path<String>,
     _: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     let id: String = id_of(path.into_inner()).ok_or_else(no_event)?;
     let event = inbox::dismiss(&state.db, &id, state.clock.now()).await?;
     Ok(HttpResponse::Ok().json(event.ok_or_else(no_event)?))
@@ -213,10 +209,9 @@ pub struct PageQuery {
 /// see to.
 pub async fn dead_letters(
     state: web::Data<AppState>,
-    caller: Caller,
+    _: Admin,
     Query(query): Query<PageQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     let page = Page::new(query.limit.as_deref(), query.cursor, "")?;
     let events = page_of(&state, Some(Source::Payment), &inbox::OPEN, &page).await?;
     let letters = events.into_iter().map(DeadLetter::from).collect();
@@ -226,11 +221,10 @@ pub async fn dead_letters(
 /// `POST /internal/billing/dead-letters/{id}/replay`: as `POST /v1/webhooks/{id}/replay`.
 pub async fn replay_dead_letter(
     state: web::Data<AppState>,
-    caller: Caller,
+    _: Admin,
     path: web::Path<String>,
     _: NoQuery,
 ) -> Result<HttpResponse, ApiError> {
-    caller.require(KeyScope::Admin)?;
     let id: String = id_of(path.into_inner()).ok_or_else(no_event)?;
     match Source::of(&id) {
         Source::Payment => Ok(HttpResponse::Ok().json(DeadLetter::from(replayed(&state, &id).await?))),

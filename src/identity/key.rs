@@ -109,6 +109,7 @@ statements! {
         ORDER BY id DESC LIMIT $3");
     KEY = concat!("SELECT ", key_columns!(), " FROM api_keys
         WHERE account_id = $1 AND id = $2 AND revoked_at IS NULL");
+    KEY_OF_ANY = concat!("SELECT ", key_columns!(), " FROM api_keys WHERE id = $1 AND revoked_at IS NULL");
     REVOKE = "
         UPDATE api_keys SET revoked_at = $3 WHERE account_id = $1 AND id = $2 AND revoked_at IS NULL";
     SHOW_NEW_PREFIX = concat!("
@@ -306,6 +307,12 @@ pub async fn list(
 ) -> Result<Vec<ApiKey>, StoreError> {
     let rows: Vec<KeyRow> = db.all(&KEYS, binds![account, before, limit]).await?;
     rows.into_iter().map(ApiKey::try_from).collect()
+}
+
+/// The key of that id, whosever it is, unless it was revoked.
+pub async fn get_of_any(db: &Db, id: &KeyId) -> Result<Option<ApiKey>, StoreError> {
+    let row: Option<KeyRow> = db.optional(&KEY_OF_ANY, binds![id]).await?;
+    row.map(ApiKey::try_from).transpose()
 }
 
 /// One of the account's keys, unless it was revoked.

@@ -255,6 +255,11 @@ impl Identity {
         self.0.accounts.invalidate_all();
     }
 
+    /// When the key was last used, as far as this process knows of a use that is not written yet.
+    pub fn unwritten_use(&self, key: &KeyId) -> Option<Time> {
+        self.uses().get(key).copied()
+    }
+
     fn note_use(&self, key: &KeyId, now: Time) {
         let mut uses = self.uses();
         match uses.get_mut(key) {

@@ -22,6 +22,8 @@ const MAX_ACTIONS: usize = 50;
 /// A plan as it is stated: what is absent has a default, and nothing is checked yet.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Definition {
+    /// No other than the one under which it is stated.
+    pub code: Option<String>,
     pub name: String,
     pub price_cents: i64,
     pub currency: Option<String>,
@@ -82,6 +84,7 @@ impl Edit {
             terms.limits.into_iter().map(|(action, units)| (action, Some(units))).collect();
         limits.extend(self.limits.unwrap_or_default().into_iter().filter(|(_, units)| units.is_some()));
         let stated = Definition {
+            code: None,
             name: self.name.unwrap_or(terms.name),
             price_cents: self.price_cents.unwrap_or(terms.price_cents),
             currency: self.currency,

@@ -147,8 +147,7 @@ impl Subscription {
     /// Takes what an event told of an invoice, unless a newer one is known.
     pub fn hear_invoice(&mut self, paid: bool, at: Time, period_end: Option<Time>) {
         self.invoice_period_end = self.invoice_period_end.max(period_end.filter(|_| paid));
-        // In one second: that it was paid after all.
-        if at > self.invoice_at || (at == self.invoice_at && paid) || self.invoice_paid.is_none() {
+        if at >= self.invoice_at || self.invoice_paid.is_none() {
             self.invoice_paid = Some(paid);
             self.invoice_at = at;
         }
@@ -166,9 +165,9 @@ impl Subscription {
         }
         // What is paid meanwhile may be something else; Stripe says itself when it goes on.
         let stopped = matches!(self.status.as_deref(), Some("paused" | "unpaid"));
-        // The subscription's own word counts, until an invoice says something newer.
+        // The subscription's own word counts, until an invoice says something in the same second or later.
         match (own, self.invoice_paid) {
-            (Some(own), Some(_)) if self.status_at >= self.invoice_at => own,
+            (Some(own), Some(_)) if self.status_at > self.invoice_at => own,
             (_, Some(true)) if !stopped => Status::Active,
             (Some(Status::Active | Status::PastDue), Some(false)) => Status::PastDue,
             (own, _) => own.unwrap_or_default(),
@@ -499,6 +498,9 @@ mod tests {
         assert_eq!(standing(None, &[(false, 5)]), Status::Inactive);
         assert_eq!(standing(Some(("active", 4)), &[(false, 5)]), Status::PastDue);
         assert_eq!(standing(Some(("active", 6)), &[(false, 5)]), Status::Active);
+        assert_eq!(standing(Some(("active", 5)), &[(false, 5)]), Status::PastDue);
+        assert_eq!(standing(Some(("past_due", 5)), &[(true, 5)]), Status::Active);
+        assert_eq!(standing(Some(("active", 4)), &[(true, 5), (false, 5)]), Status::PastDue);
         assert_eq!(standing(Some(("active", 4)), &[(false, 5), (true, 6)]), Status::Active);
         assert_eq!(standing(Some(("active", 4)), &[(true, 6), (false, 5)]), Status::Active);
         assert_eq!(standing(Some(("past_due", 4)), &[(true, 5)]), Status::Active);

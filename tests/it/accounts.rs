@@ -42,6 +42,25 @@ async fn who_is_no_admin_may_not_do_what_admins_do(backend: Backend) {
         .await
         .expect_error(403);
     customer.delete("/v1/spells/echo").await.expect_error(403);
+    // Whatever the body says.
+    for (method, path) in [
+        ("POST", "/v1/accounts"),
+        ("PATCH", own.as_str()),
+        ("PUT", "/v1/spells/mine"),
+        ("PUT", "/v1/plans/mine"),
+        ("POST", "/internal/billing/plans"),
+        ("PUT", "/api/billing/pricing/mine"),
+        ("POST", "/api/billing/reset"),
+    ] {
+        for call in [
+            customer.call(method, path),
+            customer.call(method, path).json(&json!({})),
+            customer.call(method, path).json(&json!({"nobody": "knows"})),
+            customer.call(method, path).body("application/json", "{"),
+        ] {
+            assert_eq!(call.send().await.status, 403, "{method} {path}");
+        }
+    }
     assert_eq!(customer.echo().await.expect(200)["cost_cents"], 1);
 }
 

@@ -116,7 +116,8 @@ async fn a_bad_plan_is_400_and_the_old_one_stands(backend: Backend) {
         ("limits", json!({"Chat": 1})),
         ("limits", json!([])),
         ("prise_cents", json!(1)),
-        ("code", json!("pro")),
+        ("code", json!("other")),
+        ("code", json!(5)),
     ] {
         bad.push(with(field, value));
     }
@@ -132,6 +133,8 @@ async fn a_bad_plan_is_400_and_the_old_one_stands(backend: Backend) {
     for nowhere in ["/v1/plans/none", "/v1/plans/a%20b", "/v1/plans/a%00"] {
         admin.get(nowhere).await.expect_code(404, "plan_not_found");
     }
+    // A body may repeat the path's code.
+    assert_eq!(admin.put("/v1/plans/new", with("code", json!("new"))).await.expect(201)["code"], "new");
 }
 
 both!(who_is_no_admin_reads_plans_and_changes_none);

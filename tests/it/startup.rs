@@ -80,6 +80,17 @@ fn keys_in(text: &str) -> BTreeSet<String> {
     text.split(|c| !is_key(c)).filter(|word| word.starts_with("sk_live_")).map(str::to_owned).collect()
 }
 
+both!(who_is_told_that_it_lives_is_let_in_with_the_first_key);
+async fn who_is_told_that_it_lives_is_let_in_with_the_first_key(backend: Backend) {
+    let server = Server::spawn(Options::on(&backend));
+    eventually(Duration::from_secs(20), "it lives", || {
+        let asked = server.anonymous().call("GET", "/healthz").try_send();
+        async move { asked.await.ok().filter(|answer| answer.status == 200) }
+    })
+    .await;
+    server.admin().echo().await.expect(200);
+}
+
 both!(the_first_start_makes_an_admins_key_and_prints_it_once);
 async fn the_first_start_makes_an_admins_key_and_prints_it_once(backend: Backend) {
     let options = Options::on(&backend).without("BOOTSTRAP_API_KEY").var("RUST_LOG", "info");

@@ -195,8 +195,7 @@ async fn each_planted_difference_is_found(backend: Backend) {
         .await;
     backend.execute(&format!("UPDATE purchases SET status = 'paid' WHERE session_id = '{claimed}'")).await;
     let stale_id = named(&stale, "subscription");
-    let stale_set =
-        "status = 'past_due', plan = 'team', current_period_end = 1000, cancel_at_period_end = TRUE";
+    let stale_set = "status = 'past_due', status_at = status_at + 1000, plan = 'team', current_period_end = 1000, cancel_at_period_end = TRUE";
     backend.execute(&format!("UPDATE subscriptions SET {stale_set} WHERE id = '{stale_id}'")).await;
     let charge_id = named(&charge, "id");
     backend.execute(&format!("UPDATE reversals SET amount_cents = 199 WHERE id = '{charge_id}'")).await;
