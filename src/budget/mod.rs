@@ -209,6 +209,11 @@ impl Known {
         accounts.iter().map(|account| Some((account.clone(), self.0.get(account)?.1.clone()))).collect()
     }
 
+    /// The version under which an account's limits are known.
+    pub fn version_of(&self, account: &AccountId) -> Option<&str> {
+        self.0.get(account).map(|(version, _)| version.as_str())
+    }
+
     /// Whether the limits that are known are those of these versions.
     pub fn are(&self, versions: &[(AccountId, String)]) -> bool {
         versions

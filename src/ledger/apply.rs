@@ -15,6 +15,7 @@ use super::{
     decide::{Decision, HoldState, Operation, decide},
     hold::HoldRow,
     idempotency::{KEPT_FOR, KnownKey},
+    known::{Guess, Known},
     load::Working,
     request::{
         Action, Answer, HeldFor, Keyed, Limit, NewHold, OnLost, Outcome, Refusal, Request, Spending, Undone,
@@ -23,7 +24,6 @@ use super::{
     write::{Last, Writes},
 };
 use crate::{
-    budget,
     clock::Time,
     id::{BatchId, HoldId},
     money::Nanos,
@@ -37,13 +37,15 @@ pub struct Applied {
     pub wrote: bool,
     pub late: u64,
     pub overrun: u64,
+    /// Whether what was known was the truth, where it was tried to book on that.
+    pub guessed: Option<bool>,
 }
 
 /// Applies `requests`, none of which may have a name, in their order, inside `tx`.
 pub async fn apply(tx: &mut Tx, requests: &[&Request]) -> Result<Applied, StoreError> {
     let mut working = Working::load(tx, requests).await?;
     let mut applied = working.decide_all(requests);
-    applied.wrote = working.into_writes().write(tx).await?;
+    applied.wrote = working.take_writes().write(tx).await?;
     Ok(applied)
 }
 
@@ -62,19 +64,25 @@ impl From<StoreError> for Failure {
 }
 
 /// Applies `requests` in their order, in a transaction of their own. If anything is written, the `batch`'s id is as
-/// well.
+/// well. What was found and left is `known` from then on.
 pub(super) async fn commit(
     db: &Db,
     requests: &[&Request],
-    limits: &mut budget::Known,
+    known: &mut Known,
     batch: (&BatchId, Time),
 ) -> Result<Applied, Failure> {
-    let (mut tx, mut working) = Working::begin(db, requests, limits).await?;
-    let mut applied = working.decide_all(requests);
-    let last = working.into_writes().write_all_but_last(&mut tx, batch).await?;
+    let guessed = match known.book(db, requests, batch).await {
+        Guess::Made(booked) => return booked,
+        Guess::NotMade => None,
+        Guess::Wrong => Some(false),
+    };
+    let (mut tx, mut working) = Working::begin(db, requests, &mut known.limits).await?;
+    let mut applied = Applied { guessed, ..working.decide_all(requests) };
+    let last = working.take_writes().write_all_but_last(&mut tx, batch).await?;
     let writes = !matches!(last, Last::Nothing);
     match last.end(tx).await {
         Ok(wrote) => {
+            known.learn(&working);
             applied.wrote = wrote;
             Ok(applied)
         }
@@ -84,9 +92,15 @@ pub(super) async fn commit(
 }
 
 impl Working {
-    fn decide_all(&mut self, requests: &[&Request]) -> Applied {
+    pub(super) fn decide_all(&mut self, requests: &[&Request]) -> Applied {
         let outcomes = requests.iter().map(|request| self.decide(request)).collect();
-        Applied { outcomes, wrote: false, late: self.writes.late, overrun: self.writes.overrun }
+        Applied {
+            outcomes,
+            wrote: false,
+            late: self.writes.late,
+            overrun: self.writes.overrun,
+            guessed: None,
+        }
     }
 
     fn decide(&mut self, request: &Request) -> Outcome {
@@ -375,7 +389,7 @@ impl Working {
     }
 
     /// What changed.
-    fn into_writes(mut self) -> Writes {
+    fn take_writes(&mut self) -> Writes {
         for (id, subject) in &self.subjects {
             let now = &self.books.balances[id];
             if *now != self.loaded[id] {
@@ -385,7 +399,7 @@ impl Working {
         for id in &self.changed_holds {
             self.writes.put_hold(&self.holds[id]);
         }
-        self.writes
+        std::mem::take(&mut self.writes)
     }
 }
 

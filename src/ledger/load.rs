@@ -15,6 +15,7 @@ use super::{
     decide::{Books, Hold},
     hold::{HoldRow, StoredHold, hold_columns},
     idempotency::{self, KnownKey},
+    known::Known,
     reference::References,
     request::{Action, Fund, NewHold, Once, PlanStanding, Request, Spending, Undone},
     subject::Subject,
@@ -41,6 +42,7 @@ macro_rules! limits_version {
         )
     };
 }
+pub(super) use limits_version;
 
 statements! {
     // Where the database locks rows at all.
@@ -103,6 +105,7 @@ pub async fn spent_in_window(
 }
 
 /// The part of the books that a batch touches, and what it will write back.
+#[derive(Default)]
 pub(super) struct Working {
     pub suspended: HashMap<AccountId, bool>,
     budgets: HashMap<AccountId, Arc<[Budget]>>,
@@ -112,6 +115,8 @@ pub(super) struct Working {
     counted_on: HashMap<Alike, Arc<[BalanceId]>>,
     /// The balances as they were loaded, to write back only those that changed.
     pub loaded: HashMap<BalanceId, Balance>,
+    /// Those of them that have no row yet.
+    pub unstored: BTreeSet<BalanceId>,
     pub books: Books,
     pub holds: HashMap<HoldId, HoldRow>,
     pub keys: HashMap<(AccountId, String), KnownKey>,
@@ -187,6 +192,28 @@ impl Working {
         Working::load_all(tx, requests, References::default(), &mut budget::Known::default()).await
     }
 
+    /// What `requests` touch, as it is known, if all of it is and they only charge.
+    pub fn recall(requests: &[&Request], known: &Known) -> Option<Working> {
+        let only_charge = |request: &&Request| {
+            matches!(request.action, Action::Probe(_) | Action::Charge { kept: None, .. })
+        };
+        if !requests.iter().all(only_charge) {
+            return None;
+        }
+        let accounts: BTreeSet<AccountId> = requests.iter().map(|request| request.account.clone()).collect();
+        let mut working = Working { budgets: known.limits.of(&accounts)?, ..Working::default() };
+        working.suspended = accounts.into_iter().map(|account| (account, false)).collect();
+        working.name_all(requests);
+        for (id, subject) in std::mem::take(&mut working.subjects) {
+            let mut balance = known.balances_of(subject.account())?.get(&id)?.clone();
+            if let Subject::Window { budget, .. } = &subject {
+                balance.granted = budget.limits.hard.map(|limit| limit.0);
+            }
+            working.take_in(id, subject, balance);
+        }
+        Some(working)
+    }
+
     async fn load_all(
         tx: &mut Tx,
         requests: &[&Request],
@@ -204,19 +231,9 @@ impl Working {
         let on_plans = requests.iter().filter(|request| request.action.asks_for_a_plan());
         let on_plans: BTreeSet<&AccountId> = on_plans.map(|request| &request.account).collect();
         let mut working = Working {
-            suspended: HashMap::new(),
-            budgets: HashMap::new(),
             plans: quota::plans_of(tx, on_plans, latest(requests)).await?,
-            subjects: BTreeMap::new(),
-            counted_on: HashMap::new(),
-            loaded: HashMap::new(),
-            books: Books::default(),
-            holds: HashMap::new(),
-            keys: HashMap::new(),
-            unopened: HashMap::new(),
-            last_records: HashMap::new(),
-            changed_holds: BTreeSet::new(),
             writes: Writes::with(references),
+            ..Working::default()
         };
         working.load_holds(tx, requests).await?;
         working.load_balances(tx, requests, &accounts, limits).await?;
@@ -293,6 +310,7 @@ impl Working {
         };
         for (id, subject) in std::mem::take(&mut self.subjects) {
             let row = stored.remove(&id);
+            let is_stored = row.is_some();
             let balance = match (&subject, row) {
                 (Subject::Spend { .. }, Some(row)) => row.into_balance(None, true),
                 (Subject::Spend { .. }, None) => Balance { journaled: true, ..Balance::default() },
@@ -328,9 +346,10 @@ impl Working {
                 // A window that no cast has met yet: whoever meets it first will sum it up.
                 (Subject::Window { .. }, None) => continue,
             };
-            self.loaded.insert(id.clone(), balance.clone());
-            self.books.balances.insert(id.clone(), balance);
-            self.subjects.insert(id, subject);
+            if !is_stored {
+                self.unstored.insert(id.clone());
+            }
+            self.take_in(id, subject, balance);
         }
         for hold in self.holds.values() {
             let legs = self.legs(Counted::by(hold), hold.amount);
@@ -338,6 +357,12 @@ impl Working {
             self.books.holds.insert(hold.id.clone(), hold_in_books);
         }
         Ok(())
+    }
+
+    fn take_in(&mut self, id: BalanceId, subject: Subject, balance: Balance) {
+        self.loaded.insert(id.clone(), balance.clone());
+        self.books.balances.insert(id.clone(), balance);
+        self.subjects.insert(id, subject);
     }
 
     /// Names every balance that the requests touch; gives those that something may be spent from.

@@ -1,7 +1,7 @@
 //! The ledger: what was spent, what is held, and the decision whether more may be.
 //!
 //! `decide` is the rules, pure; `load` reads what a batch touches and `apply` carries the rules out on
-//! it, inside a transaction; `writer` batches what
+//! it, inside a transaction; `known` spares the reading where it can; `writer` batches what
 //! casts ask into few transactions; `sweeper` ends the holds nobody ended; `audit` recomputes it all;
 //! `closing` lets what is old leave.
 
@@ -13,6 +13,7 @@ pub mod closing;
 mod decide;
 pub mod hold;
 pub mod idempotency;
+mod known;
 mod load;
 pub mod reference;
 mod request;

@@ -43,6 +43,17 @@ pub(super) enum Subject {
 }
 
 impl Subject {
+    pub fn account(&self) -> &AccountId {
+        match self {
+            Subject::Window { budget, .. } => &budget.account,
+            Subject::Spend { account, .. }
+            | Subject::Credits { account }
+            | Subject::Tokens { account, .. }
+            | Subject::Quota { account, .. }
+            | Subject::Credited { account, .. } => account,
+        }
+    }
+
     /// What a window grants when it is first used.
     pub fn opening(&self, id: &BalanceId) -> Option<(BalanceId, i64)> {
         match self {

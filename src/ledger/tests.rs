@@ -15,8 +15,8 @@ use crate::{
     window::Period,
 };
 
-const NOON: Time = Time(1_763_726_400_000);
-const DAY: i64 = 24 * 60 * 60 * 1_000;
+pub(super) const NOON: Time = Time(1_763_726_400_000);
+pub(super) const DAY: i64 = 24 * 60 * 60 * 1_000;
 
 pub(super) static ADD_ACCOUNT: Statement =
     Statement::new("INSERT INTO accounts (id, name, suspended, created_at) VALUES ($1, 'a', false, 0)");
@@ -48,7 +48,7 @@ impl Dice {
 }
 
 /// Everything the books promise about themselves, recomputed from lines and holds.
-async fn check(db: &Db, accounts: &[AccountId]) {
+pub(super) async fn check(db: &Db, accounts: &[AccountId]) {
     let mut pending: HashMap<String, i64> = HashMap::new();
     for (account, key, spell, began_at, amount) in
         db.all::<(String, String, String, i64, i64)>(&OPEN_HOLDS, vec![]).await.unwrap()
@@ -88,14 +88,21 @@ async fn check(db: &Db, accounts: &[AccountId]) {
     assert_eq!(super::audit::audit(db).await.unwrap().drifts, []);
 }
 
-fn charge(account: &AccountId, at: Time, key: &str, spell: &str, nanos: i64) -> Request {
+pub(super) fn charge(account: &AccountId, at: Time, key: &str, spell: &str, nanos: i64) -> Request {
     let spending =
         Spending { key: key.into(), spell: spell.to_owned(), amount: Nanos(nanos), from_credits: false };
     let action = Action::Charge { cast: CastId::fresh(), spending, kept: None };
     Request { account: account.clone(), at, action }
 }
 
-fn hold(account: &AccountId, at: Time, key: &str, spell: &str, nanos: i64, ttl: i64) -> (HoldId, Request) {
+pub(super) fn hold(
+    account: &AccountId,
+    at: Time,
+    key: &str,
+    spell: &str,
+    nanos: i64,
+    ttl: i64,
+) -> (HoldId, Request) {
     let id = HoldId::fresh();
     let spending =
         Spending { key: key.into(), spell: spell.to_owned(), amount: Nanos(nanos), from_credits: false };
@@ -119,7 +126,7 @@ fn hard(nanos: i64) -> Limits {
     Limits { soft: None, hard: Some(Nanos(nanos)), notify_thresholds: Vec::new(), locked: false }
 }
 
-async fn accounts(db: &Db, count: usize) -> Vec<AccountId> {
+pub(super) async fn accounts(db: &Db, count: usize) -> Vec<AccountId> {
     let accounts: Vec<_> = (0..count).map(|n| AccountId::from(format!("acct_{n}"))).collect();
     for account in &accounts {
         db.execute(&ADD_ACCOUNT, binds![account]).await.unwrap();
@@ -127,7 +134,7 @@ async fn accounts(db: &Db, count: usize) -> Vec<AccountId> {
     accounts
 }
 
-async fn put(db: &Db, account: &AccountId, scope: Scope, period: Period, nanos: i64) {
+pub(super) async fn put(db: &Db, account: &AccountId, scope: Scope, period: Period, nanos: i64) {
     budget::put(db, account, scope, period, hard(nanos), true, NOON).await.unwrap();
 }
 

@@ -12,9 +12,33 @@ use crate::{
     store::{Rows, Statement, StoreError, Tx, Value, binds, statements},
 };
 
-macro_rules! write_books {
+macro_rules! add_entries {
     () => {
         "
+        INSERT INTO entries (reference, cause, balance_id, amount, created_at)
+        SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2,
+               CAST(given.value ->> 3 AS BIGINT), CAST(given.value ->> 4 AS BIGINT)
+        FROM {rows2}"
+    };
+}
+pub(super) use add_entries;
+
+macro_rules! add_casts {
+    () => {
+        "
+        INSERT INTO casts (id, account_id, key_id, spell, status, cost, created_at, finished_at)
+        SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3,
+               given.value ->> 4, CAST(given.value ->> 5 AS BIGINT),
+               CAST(given.value ->> 6 AS BIGINT), CAST(given.value ->> 7 AS BIGINT)
+        FROM {rows3}"
+    };
+}
+pub(super) use add_casts;
+
+macro_rules! write_books {
+    () => {
+        concat!(
+            "
         INSERT INTO balances (id, account_id, kind, key_id, spell, budget_id, unit, starts_at,
                               granted, posted, pending, calls)
         SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3,
@@ -26,20 +50,16 @@ macro_rules! write_books {
         ON CONFLICT (id) DO UPDATE SET
             granted = excluded.granted, posted = excluded.posted, pending = excluded.pending,
             calls = excluded.calls
-        {and}
-        INSERT INTO entries (reference, cause, balance_id, amount, created_at)
-        SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2,
-               CAST(given.value ->> 3 AS BIGINT), CAST(given.value ->> 4 AS BIGINT)
-        FROM {rows2}
-        {and}
-        INSERT INTO casts (id, account_id, key_id, spell, status, cost, created_at, finished_at)
-        SELECT given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3,
-               given.value ->> 4, CAST(given.value ->> 5 AS BIGINT),
-               CAST(given.value ->> 6 AS BIGINT), CAST(given.value ->> 7 AS BIGINT)
-        FROM {rows3}
+        {and} ",
+            add_entries!(),
+            "
+        {and} ",
+            add_casts!(),
+            "
         {and}
         INSERT INTO batches (id, created_at)
         SELECT given.value ->> 0, CAST(given.value ->> 1 AS BIGINT) FROM {rows4}"
+        )
     };
 }
 
@@ -144,6 +164,13 @@ impl Writes {
             late,
             hold.ended_at,
         ]);
+    }
+
+    /// The lines and casts, if there is nothing else but balances.
+    pub fn take_plain(&mut self) -> Option<(Rows, Rows)> {
+        debug_assert!(self.balances.is_empty(), "they are written in another way");
+        (self.only_books() && self.references.is_empty())
+            .then(|| (std::mem::take(&mut self.entries), std::mem::take(&mut self.casts)))
     }
 
     /// Whether there is nothing to write. Names that were only claimed are nothing: they are given free

@@ -11,9 +11,10 @@
 //! each of them has an answer within [`ANSWER_WITHIN`].
 //!
 //! After a commit whose outcome is unknown the lane finds out before it does anything else: each
-//! writing batch leaves its id in `batches`, and the next attempt first tries to leave the same id.
-//! If that is there, or comes to be there because the lost transaction was still under way, the
-//! batch was committed and is not run again. What was then committed for a caller who had already
+//! writing batch leaves its id in `batches`, and the lane then leaves the same id there, as lost. If it was there
+//! already, or came to be there because the lost transaction was still under way, the batch was
+//! committed and is not run again. If it was not, the batch can't be committed any more, however late it
+//! reaches the database: its id is taken. What was then committed for a caller who had already
 //! been told "unavailable" is undone, unless an idempotency key keeps its answer; a hold also if another
 //! replica took it for lost in the meantime, and charged it. (A process killed
 //! between such a commit and its undoing leaves the charge.)
@@ -34,10 +35,10 @@ use tokio::{
 
 use super::{
     apply::{Applied, Failure, commit},
+    known::Known,
     request::{Action, Outcome, Request, Transfer, Undone},
 };
 use crate::{
-    budget,
     clock::Time,
     id::{AccountId, BatchId},
     reply::{self, Reply},
@@ -55,7 +56,11 @@ const BATCH: usize = 256;
 const WORTH_BEGINNING: Duration = Duration::from_millis(300);
 
 statements! {
-    LEAVE_BATCH_ID = "INSERT INTO batches (id, created_at) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+    // Waits for the lost transaction, should the database still be at it.
+    pub(super) TAKE_FOR_LOST = "
+        INSERT INTO batches (id, created_at, lost) VALUES ($1, $2, true)
+        ON CONFLICT (id) DO UPDATE SET lost = batches.lost
+        RETURNING lost";
 }
 
 /// Why the ledger gave no answer.
@@ -157,8 +162,7 @@ impl Ledger {
         let (senders, workers): (Vec<_>, Vec<_>) = (0..lanes)
             .map(|_| {
                 let (sender, queue) = mpsc::channel(QUEUE);
-                let lane =
-                    Lane { db: db.clone(), limits: budget::Known::default(), metrics: metrics.clone() };
+                let lane = Lane { db: db.clone(), known: Known::default(), metrics: metrics.clone() };
                 (sender, tokio::spawn(lane.run(queue)))
             })
             .unzip();
@@ -213,7 +217,7 @@ impl Ledger {
 
 struct Lane {
     db: Db,
-    limits: budget::Known,
+    known: Known,
     metrics: Arc<Metrics>,
 }
 
@@ -232,13 +236,13 @@ impl Lane {
         // Halves of a batch that failed on its data; the stack instead of recursion.
         let mut parts = vec![batch];
         while let Some(mut batch) = parts.pop() {
-            let id = BatchId::fresh();
             let mut pause = Duration::from_millis(5);
             loop {
                 batch.retain(|job| !job.progress.given_up());
                 if batch.is_empty() {
                     break;
                 }
+                let id = BatchId::fresh();
                 match self.attempt(&id, &batch).await {
                     Ok(applied) => {
                         self.answer(batch, applied).await;
@@ -246,7 +250,7 @@ impl Lane {
                     }
                     Err(Failure::Unknown(applied)) => {
                         tracing::warn!(batch = id.as_str(), "the outcome of a commit is unknown");
-                        if self.was_committed(&id).await {
+                        if self.was_committed(&id, &batch).await {
                             self.answer(batch, applied).await;
                             break;
                         }
@@ -285,22 +289,20 @@ impl Lane {
 
     async fn attempt(&mut self, id: &BatchId, batch: &[Job]) -> Result<Applied, Failure> {
         let requests: Vec<&Request> = batch.iter().map(|job| &job.request).collect();
-        let at = batch.iter().map(|job| job.request.at).max().unwrap_or_default();
-        commit(&self.db, &requests, &mut self.limits, (id, at)).await
+        commit(&self.db, &requests, &mut self.known, (id, asked_at(batch))).await
     }
 
-    /// Finds out whether a batch was committed, for as long as that takes.
-    async fn was_committed(&self, id: &BatchId) -> bool {
+    /// Finds out whether a batch was committed, for as long as that takes. If not, it never will be.
+    async fn was_committed(&self, id: &BatchId, batch: &[Job]) -> bool {
         loop {
-            let left = async {
+            let taken = async {
                 let mut tx = self.db.begin().await?;
-                // Waits for the lost transaction, should the database still be at it.
-                let left = tx.execute(&LEAVE_BATCH_ID, binds![id, Time(i64::MAX)]).await?;
-                tx.rollback().await?;
-                Ok::<_, StoreError>(left)
+                let (lost,): (bool,) = tx.one(&TAKE_FOR_LOST, binds![id, asked_at(batch)]).await?;
+                tx.commit().await?;
+                Ok::<_, StoreError>(lost)
             };
-            match left.await {
-                Ok(left) => return left == 0,
+            match taken.await {
+                Ok(lost) => return !lost,
                 Err(_) => sleep(Duration::from_millis(100)).await,
             }
         }
@@ -311,6 +313,10 @@ impl Lane {
         self.metrics.ledger_operations.inc_by(batch.len() as u64);
         self.metrics.ledger_late.inc_by(applied.late);
         self.metrics.ledger_overrun.inc_by(applied.overrun);
+        if let Some(right) = applied.guessed {
+            let result = if right { "right" } else { "wrong" };
+            self.metrics.ledger_guesses.with_label_values(&[result]).inc();
+        }
         let (mut answers, mut undone) = (Vec::with_capacity(batch.len()), Vec::new());
         for (job, outcome) in batch.into_iter().zip(applied.outcomes) {
             if job.progress.answer() {
@@ -328,11 +334,12 @@ impl Lane {
 
     /// Undoes what was committed for somebody who had been told that nothing was.
     async fn undo(&mut self, request: Request) {
-        let id = BatchId::fresh();
+        let batch = [Job::new(request).0];
         loop {
-            match self.attempt(&id, &[Job::new(request.clone()).0]).await {
+            let id = BatchId::fresh();
+            match self.attempt(&id, &batch).await {
                 Ok(_) => return,
-                Err(Failure::Unknown(_)) if self.was_committed(&id).await => return,
+                Err(Failure::Unknown(_)) if self.was_committed(&id, &batch).await => return,
                 Err(Failure::Store(StoreError::Refused(error) | StoreError::Duplicate(error))) => {
                     tracing::error!(error, "what nobody was answered could not be undone");
                     return;
@@ -359,6 +366,11 @@ fn undo(request: &Request) -> Option<Request> {
         _ => return None,
     };
     Some(Request { account: request.account.clone(), at: request.at, action: Action::Undo(undone) })
+}
+
+/// When the latest of them was asked for.
+fn asked_at(batch: &[Job]) -> Time {
+    batch.iter().map(|job| job.request.at).max().unwrap_or_default()
 }
 
 fn refuse(batch: Vec<Job>, error: impl Fn() -> LedgerError) {

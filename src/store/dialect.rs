@@ -30,18 +30,22 @@ pub enum Backend {
 /// - `{for_update}`: PostgreSQL locks the rows it read; SQLite's transaction already has the one
 ///   write lock, and no such clause.
 /// - `{for_update_or_skip}`: as `{for_update}`, but a row that another has locked is left out at once.
+/// - `{counted}` after the first of such statements, and then `{count}`: how many rows it changed. SQLite knows that
+///   of the statement before, so the count holds in the next one only; PostgreSQL counts what the part gives.
 /// - `{commit}` after a transaction's last statement: SQLite commits with it, which saves a trip to its thread;
 ///   PostgreSQL has no such thing.
 /// - `{now_ms}`: the database's own clock.
 pub(super) fn render(text: &str, backend: Backend) -> String {
     let tokens = match backend {
         Backend::Sqlite => [
-            ("{rows}", "json_each($1) AS given"),
-            ("{rows2}", "json_each($2) AS given"),
-            ("{rows3}", "json_each($3) AS given"),
-            ("{rows4}", "json_each($4) AS given"),
+            ("{rows}", "jsonb_each($1) AS given"),
+            ("{rows2}", "jsonb_each($2) AS given"),
+            ("{rows3}", "jsonb_each($3) AS given"),
+            ("{rows4}", "jsonb_each($4) AS given"),
             ("{for_update}", ""),
             ("{for_update_or_skip}", ""),
+            ("{counted}", ""),
+            ("{count}", "changes()"),
             ("{commit}", ";COMMIT"),
             ("{now_ms}", "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS BIGINT)"),
         ],
@@ -51,6 +55,8 @@ pub(super) fn render(text: &str, backend: Backend) -> String {
             ("{rows3}", "jsonb_array_elements(CAST($3 AS jsonb)) AS given(value)"),
             ("{rows4}", "jsonb_array_elements(CAST($4 AS jsonb)) AS given(value)"),
             ("{for_update}", "FOR UPDATE"),
+            ("{counted}", "RETURNING 1"),
+            ("{count}", "(SELECT COUNT(*) FROM part_0)"),
             ("{for_update_or_skip}", "FOR UPDATE SKIP LOCKED"),
             ("{commit}", ""),
             ("{now_ms}", "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"),

@@ -69,6 +69,7 @@ pub struct Statement {
     sqlite: OnceLock<&'static str>,
     postgres: OnceLock<&'static str>,
     beginning: OnceLock<&'static str>,
+    whole: OnceLock<&'static str>,
 }
 
 impl Statement {
@@ -83,6 +84,7 @@ impl Statement {
             sqlite: OnceLock::new(),
             postgres: OnceLock::new(),
             beginning: OnceLock::new(),
+            whole: OnceLock::new(),
         }
     }
 
@@ -101,6 +103,16 @@ impl Statement {
             let text = format!("{}; {}", dialect::begin(Backend::Sqlite, true), self.on(Backend::Sqlite));
             Box::leak(text.into_boxed_str())
         })
+    }
+
+    /// The text as a transaction of its own. SQLite would make one of each of its parts.
+    fn whole(&self, backend: Backend) -> &'static str {
+        match backend {
+            Backend::Postgres => self.on(backend),
+            Backend::Sqlite => {
+                self.whole.get_or_init(|| Box::leak(format!("{}; COMMIT", self.beginning()).into_boxed_str()))
+            }
+        }
     }
 }
 
@@ -234,6 +246,15 @@ pub enum StoreError {
     /// The values, not the database, are at fault: running it again fails again.
     #[error("the database refused the statement: {0}")]
     Refused(String),
+}
+
+/// How a transaction failed that is one statement.
+#[derive(Debug)]
+pub enum NotDone {
+    /// Nothing of it happened.
+    Certainly(StoreError),
+    /// It may have been committed, or may still be.
+    Perhaps,
 }
 
 /// How often a transaction is tried when others are in the way.
@@ -461,6 +482,18 @@ impl Db {
             .await?
             .execute(statement.on(self.backend()), values, deadline)
             .await
+    }
+
+    /// Runs a writing statement, which may have several parts, as a transaction of its own, in one trip to the
+    /// database.
+    pub async fn transact(&self, statement: &Statement, values: Vec<Value>) -> Result<(), NotDone> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lease = self.lease(Purpose::Write, deadline).await.map_err(NotDone::Certainly)?;
+        let done = lease.transact(statement.whole(self.backend()), values, deadline).await;
+        done.map_err(|error| match error {
+            StoreError::Unavailable(_) => NotDone::Perhaps,
+            error => NotDone::Certainly(error),
+        })
     }
 
     async fn lease(&self, purpose: Purpose, deadline: Instant) -> Result<Lease, StoreError> {

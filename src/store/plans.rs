@@ -210,12 +210,21 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
     for n in 0..1_000 {
         closings.push(binds![format!("closing/20717/{}", n % 2), "closing", format!("spend/{n}")]);
     }
+    let mut changed = Rows::default();
+    for n in 0..60 {
+        changed.push(binds![format!("spend/acct_{n}/key_{}/3/echo", n * 2), none, 5, 0, 1, 6, 2]);
+    }
+    let mut versions = Rows::default();
+    for n in 0..20 {
+        versions.push(binds![format!("acct_{}", n * 90), "/planv_1"]);
+    }
     let last = "cast_1795100000000";
     vec![
         ("identity::key::FIND_SECRET", binds!["hash_7"]),
         ("ledger::load::LOCK_ACCOUNTS", binds![accounts()]),
         ("ledger::load::VERSIONS", binds![accounts()]),
         ("ledger::load::BALANCES", binds![balances(), accounts()]),
+        ("ledger::known::BOOK_IF_UNCHANGED", binds![changed, "[]", "[]", versions, 20, 60, "batch_7", NOON]),
         ("ledger::load::HOLDS", binds![ids("cast", 20)]),
         ("ledger::load::SPENT_IN_WINDOW", binds!["acct_7", month, month + 30 * DAY, none, none]),
         ("ledger::load::LAST_RECORDS", binds![accounts()]),

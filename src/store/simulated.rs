@@ -55,7 +55,8 @@ pub enum End {
     /// It happens, and nobody hears of it.
     Unheard,
     /// It is given up while the database is still at it. Its transaction stays open so long, and then is
-    /// rolled back, unless the call was a commit that `lands`.
+    /// rolled back, unless the call was a commit that `lands`. A text that is a whole transaction keeps nothing
+    /// open: as on PostgreSQL, it may still be on its way, and reach the database so much later.
     UnderWay {
         lands: bool,
         lasts: Duration,
@@ -229,7 +230,7 @@ impl Lease {
         values: &[Value],
         deadline: Instant,
     ) -> Result<Met, StoreError> {
-        let Some(Simulated { process, .. }) = self.simulated.clone() else { return Ok(Met::Real) };
+        let Some(Simulated { process, disk }) = self.simulated.clone() else { return Ok(Met::Real) };
         let kind = match text.trim() {
             "ROLLBACK" => Kind::Rollback,
             commit if commit.ends_with("COMMIT") => Kind::Commit,
@@ -245,11 +246,16 @@ impl Lease {
                 return Err(away("the process died"));
             }
             End::UnderWay { lands, lasts } => {
-                let left = self.connection.take();
+                let is_whole = kind == Kind::Commit && text.starts_with("BEGIN");
+                let left = self.connection.take().filter(|_| !is_whole);
                 let values = values.to_vec();
                 tokio::spawn(async move {
                     sleep(lasts).await;
-                    let Some(Connection::Sqlite(mut lease)) = left else { return };
+                    let mut lease = match left {
+                        Some(Connection::Sqlite(lease)) => lease,
+                        _ if is_whole && lands => disk.write.acquire().await.unwrap(),
+                        _ => return,
+                    };
                     let landed = lands && kind == Kind::Commit && land(&mut lease, text, values);
                     if landed {
                         (process.committed)();

@@ -105,6 +105,24 @@ impl Lease {
         Ok(done.0)
     }
 
+    /// Runs a text that is a transaction of its own; keeps the connection also if the database refused it.
+    pub async fn transact(
+        &mut self,
+        text: &'static str,
+        values: Vec<Value>,
+        deadline: Instant,
+    ) -> Result<(), StoreError> {
+        let done = self.execute(text, values, deadline).await;
+        match (&done, self.backend()) {
+            (Ok(_) | Err(StoreError::Unavailable(_)), _) => {}
+            // It is in no transaction any more.
+            (Err(_), Backend::Postgres) => self.clean = true,
+            // Perhaps it had not begun yet; then this fails, and the connection is closed.
+            (Err(_), Backend::Sqlite) => drop(self.raw("ROLLBACK", deadline).await),
+        }
+        done.map(drop)
+    }
+
     fn backend(&self) -> Backend {
         match self.connection {
             Some(Connection::Postgres(_)) => Backend::Postgres,

@@ -38,6 +38,7 @@ pub struct Metrics {
     pub ledger_drift: IntCounter,
     pub ledger_batches: IntCounter,
     pub ledger_operations: IntCounter,
+    pub ledger_guesses: IntCounterVec,
     pub retention_removed: IntCounterVec,
     pub quota_debits: IntCounterVec,
     pub quota_credits: IntCounter,
@@ -114,6 +115,16 @@ impl Metrics {
             ),
             ledger_batches: counter("ledger_batches_total", "Transactions of the ledger's writer."),
             ledger_operations: counter("ledger_operations_total", "Operations in those transactions."),
+            ledger_guesses: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "ledger_guesses_total",
+                        "Batches that were booked without reading first, and those for which the books were others.",
+                    ),
+                    &["result"],
+                ),
+            ),
             retention_removed: register(
                 &registry,
                 IntCounterVec::new(
@@ -151,6 +162,9 @@ impl Metrics {
         metrics.stripe_webhooks.with_label_values(&["other", "disabled"]);
         for result in PAYMENT_RESULTS {
             metrics.payment_webhooks.with_label_values(&[result]);
+        }
+        for result in ["right", "wrong"] {
+            metrics.ledger_guesses.with_label_values(&[result]);
         }
         for table in RETENTION_TABLES {
             metrics.retention_removed.with_label_values(&[table]);
@@ -218,6 +232,7 @@ mod tests {
             "billing_deduct_total{result=\"fail\"} 0",
             "billing_credit_total 0",
             "ledger_drift_total 0",
+            "ledger_guesses_total{result=\"right\"} 0",
             "retention_removed_total{table=\"entries\"} 0",
             "billing_quota_remaining{type=\"chat\",user_id=\"\"} 0",
             "stripe_webhook_total{result=\"disabled\",type=\"other\"} 0",

@@ -59,6 +59,12 @@ fn draw(world: &World, dice: &mut Dice, name: &str, at: Time) -> Request {
         let holds = &state.promises.holds;
         (!holds.is_empty()).then(|| dice.pick(holds).clone())
     };
+    if dice.chance(world.temper.plain) {
+        let (cast, amount) = (CastId::from(format!("cast_{name}")), Nanos(dice.between(1, 3)));
+        let (key, spell) = (KEYS[0].into(), SPELLS[0].to_owned());
+        let spending = Spending { key, spell, amount, from_credits: false };
+        return Request { account, at, action: Action::Charge { cast, spending, kept: None } };
+    }
     match (dice.roll(100), known) {
         (0..3, _) => again(world, dice, at).unwrap_or_else(|| charge(dice, account, name, at)),
         (3..35, _) => charge(dice, account, name, at),

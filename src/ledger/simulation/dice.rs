@@ -64,6 +64,9 @@ pub struct Temper {
     pub skew: i64,
     /// Of a thousand rounds, those after which it is suddenly another day.
     pub jumps: u64,
+    /// Of a thousand requests, those that are drawn as plain charges of one kind, as most are in use: what a lane
+    /// knows is of use only then.
+    pub plain: u64,
 }
 
 impl Temper {
@@ -78,6 +81,7 @@ impl Temper {
             outages: Duration::from_millis(*dice.pick(&[0, 0, 1_000, 4_000, 20_000])),
             skew: *dice.pick(&[0, 50, 5_000]),
             jumps: *dice.pick(&[0, 50, 200]),
+            plain: *dice.pick(&[0, 0, 500, 950]),
         }
     }
 }

@@ -207,10 +207,15 @@ fn schedules() {
     });
     let Total { mut failed, commits, steps } = total.into_inner().unwrap();
     let (played, took) = (seeds.len(), began.elapsed().as_secs_f64());
-    println!("{played} schedules, {commits} commits, {steps} steps in {took:.1} s");
+    let guesses = |result| stage.metrics.ledger_guesses.with_label_values(&[result]).get();
+    let (right, wrong) = (guesses("right"), guesses("wrong"));
+    println!(
+        "{played} schedules, {commits} commits, {steps} steps in {took:.1} s; {right} right guesses, {wrong} wrong"
+    );
     failed.sort_unstable();
     assert!(failed.is_empty(), "these seeds fail: {failed:?}");
     assert!(commits > schedules * 5, "only {commits} commits: hardly anything happens");
+    assert!(right > schedules / 10 && wrong > schedules / 100, "{right} right guesses, {wrong} wrong ones");
 }
 
 /// Keeps this thread on one of the cores it may use, and with it the threads of the connections that it will
