@@ -36,7 +36,8 @@ const MAX_KNOWN: usize = 50_000;
 
 statements! {
     // A batch without an id is refused, and with it everything that the others wrote. The last part is there for
-    // PostgreSQL, which carries out first what that asks for: so the accounts are locked before anything else.
+    // PostgreSQL, which carries out first what that asks for: so the accounts are locked before anything else. With `=`
+    // it would join accounts by their version as well, and work that out for each account there is.
     BOOK_IF_UNCHANGED = concat!("
         UPDATE balances
         SET posted = CAST(given.value ->> 5 AS BIGINT), calls = CAST(given.value ->> 6 AS BIGINT)
@@ -49,7 +50,7 @@ statements! {
           AND CAST($5 AS BIGINT) = (SELECT COUNT(*) FROM (
                 SELECT accounts.id FROM accounts, {rows4}
                 WHERE accounts.id = given.value ->> 0 AND NOT accounts.suspended
-                  AND ", limits_version!(), " = given.value ->> 1
+                  AND (", limits_version!(), ") IS NOT DISTINCT FROM given.value ->> 1
                 ORDER BY accounts.id {for_update}) AS unchanged)
         {counted}
         {and}
