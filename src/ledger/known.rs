@@ -36,8 +36,7 @@ const MAX_KNOWN: usize = 50_000;
 
 statements! {
     // A batch without an id is refused, and with it everything that the others wrote. The last part is there for
-    // PostgreSQL, which carries out first what that asks for: so the accounts are locked before anything else. With `=`
-    // it would join accounts by their version as well, and work that out for each account there is.
+    // PostgreSQL, which carries out first what that asks for: so the accounts are locked before anything else.
     BOOK_IF_UNCHANGED = concat!("
         UPDATE balances
         SET posted = CAST(given.value ->> 5 AS BIGINT), calls = CAST(given.value ->> 6 AS BIGINT)
@@ -47,11 +46,13 @@ statements! {
           AND balances.posted = CAST(given.value ->> 2 AS BIGINT)
           AND balances.pending = CAST(given.value ->> 3 AS BIGINT)
           AND balances.calls = CAST(given.value ->> 4 AS BIGINT)
-          AND CAST($5 AS BIGINT) = (SELECT COUNT(*) FROM (
-                SELECT accounts.id FROM accounts, {rows4}
-                WHERE accounts.id = given.value ->> 0 AND NOT accounts.suspended
-                  AND (", limits_version!(), ") IS NOT DISTINCT FROM given.value ->> 1
-                ORDER BY accounts.id {for_update}) AS unchanged)
+          AND CAST($5 AS BIGINT) = (
+                SELECT COUNT(*) FROM (
+                    SELECT accounts.id AS id, accounts.suspended AS suspended, ", limits_version!(), " AS version
+                    FROM accounts WHERE accounts.id IN (SELECT given.value ->> 0 FROM {rows4})
+                    ORDER BY accounts.id {for_update}) AS locked, {rows4}
+                WHERE locked.id = given.value ->> 0 AND locked.version = given.value ->> 1
+                  AND NOT locked.suspended)
         {counted}
         {and}
         INSERT INTO batches (id, created_at)
