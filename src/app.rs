@@ -64,6 +64,8 @@ pub struct Application {
     state: web::Data<AppState>,
     listener: TcpListener,
     writer: JoinHandle<()>,
+    /// Whether the database was there when it was built.
+    has_database: bool,
 }
 
 impl Application {
@@ -73,7 +75,9 @@ impl Application {
         let metrics = Arc::new(Metrics::new());
         let clock = Clock::system();
         let db = Db::open(config.database_url.expose_secret()).map_err(StartError::Database)?;
-        match timeout(PATIENCE, db.migrate()).await {
+        let migrated = timeout(PATIENCE, db.migrate()).await;
+        let has_database = matches!(migrated, Ok(Ok(())));
+        match migrated {
             Ok(Err(error @ StoreError::Refused(_))) => return Err(StartError::Database(error.to_string())),
             Ok(Ok(())) => {
                 // Should it not tell the time yet, `set_up` asks again.
@@ -132,7 +136,7 @@ impl Application {
             webhooks,
             purchases,
         };
-        Ok(Application { state: web::Data::new(state), listener, writer })
+        Ok(Application { state: web::Data::new(state), listener, writer, has_database })
     }
 
     /// The address it is bound to.
@@ -142,11 +146,12 @@ impl Application {
 
     /// Serves until SIGTERM or SIGINT, then stops in order.
     pub async fn run_until_stopped(self) -> io::Result<()> {
-        let Application { state, listener, writer } = self;
+        let Application { state, listener, writer, has_database } = self;
         let address = listener.local_addr()?;
-        // Who polls for the process to live, and then comes with the first key, is let in.
+        // Who polls for the process to live, and then comes with the first key, is let in; where there is no database
+        // nobody is, and there is nothing to wait for.
         let mut set_up = Box::pin(set_up(state.clone(), address));
-        let is_set_up = timeout(FIRST_KEY_WITHIN, &mut set_up).await.is_ok();
+        let is_set_up = has_database && timeout(FIRST_KEY_WITHIN, &mut set_up).await.is_ok();
         let setting_up = (!is_set_up).then(|| tokio::spawn(set_up));
         let shared = state.clone();
         let server = HttpServer::new(move || {
